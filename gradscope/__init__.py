@@ -1,0 +1,56 @@
+"""GradScope: which layer loses or blows up my signal, why, and what change fixes it?
+
+This is the public door. It is lazy: `import gradscope` imports neither torch nor matplotlib; a name is
+fetched from its room when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradscope import activations, init, theory
+    from gradscope.experiments import SweepConfig, probe, sweep
+    from gradscope.hooks import GradScope
+    from gradscope.recording import GradScopeWarning, Recording, RecordingError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradScope",
+    "GradScopeWarning",
+    "Recording",
+    "RecordingError",
+    "SweepConfig",
+    "activations",
+    "init",
+    "probe",
+    "sweep",
+    "theory",
+]
+
+_ROOMS = {
+    "GradScope": "gradscope.hooks",
+    "GradScopeWarning": "gradscope.recording",
+    "Recording": "gradscope.recording",
+    "RecordingError": "gradscope.recording",
+    "SweepConfig": "gradscope.experiments",
+    "probe": "gradscope.experiments",
+    "sweep": "gradscope.experiments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        value = getattr(importlib.import_module(_ROOMS[name]), name)
+    elif name in __all__:
+        value = importlib.import_module(f"gradscope.{name}")
+    else:
+        raise AttributeError(f"module 'gradscope' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

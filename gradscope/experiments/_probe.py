@@ -1,0 +1,114 @@
+"""`probe`: one forward and one backward of any model on one batch, which leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.hooks import GradScope
+from gradscope.hooks._guard import alone
+from gradscope.hooks._sites import floating_tensors
+from gradscope.recording import Recording
+
+_GRADIENT_SEED = 0
+
+
+def probe(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+) -> Recording:
+    """Record one forward and one backward of a model on one batch.
+
+    Afterwards the model is as before: parameters, gradients, buffers (the running statistics of batch norm), mode
+    and the random state. Its mode is used as it is: in `eval()`, dropout is off.
+
+    Args:
+        model: any module.
+        inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        target: passed to the loss, where there is one.
+        loss_fn: the loss is `loss_fn(out, target)`, or `loss_fn(out)` without a target. With neither it is `out.loss`
+            where the output has one, else Σ v·out with fixed v ~ N(0, 1) over all floating outputs: a gradient
+            of rms 1 enters at the output, whatever the model's scale.
+
+    Returns:
+        A recording of one step, without `update`; the loss is noted as `loss`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, or nothing in the output has a gradient.
+
+    >>> recording = probe(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.ones(2, 4))
+    >>> recording.values("activation_grad", "rms").shape
+    (1, 2)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is of type {type(model).__name__}; probe takes a torch.nn.Module")
+    if target is not None and loss_fn is None:
+        raise ValueError("target is given without loss_fn; give loss_fn, or leave both out")
+    scope = GradScope(model, every=1, signals=("activation", "activation_grad", "weight", "weight_grad"))
+    with alone(scope._observer), _as_before(model), torch.enable_grad(), scope:
+        out = _call(model, inputs)
+        loss = _loss(out, target, loss_fn)
+        loss.backward()
+        scope.step(loss=loss)
+        scope.recording.set_fact("source", "probe")
+    return scope.recording
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _loss(out: Any, target: Any, loss_fn: Callable[..., Tensor] | None) -> Tensor:
+    if loss_fn is not None:
+        loss = loss_fn(out) if target is None else loss_fn(out, target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+            raise ValueError(f"loss_fn returned {what}; a tensor with one entry is allowed")
+    elif isinstance(getattr(out, "loss", None), Tensor):
+        loss = out.loss
+    else:
+        terms = [(t * _direction(t)).sum() for t in floating_tensors(out) if t.requires_grad]
+        loss = torch.stack([term.double() for term in terms]).sum() if terms else torch.zeros(())
+    if not loss.requires_grad:
+        raise ValueError("the model's output has no gradient: nothing in it requires one")
+    return loss
+
+
+def _direction(output: Tensor) -> Tensor:
+    """v ~ N(0, 1), the same for the same shape, from a generator of its own."""
+    generator = torch.Generator(output.device).manual_seed(_GRADIENT_SEED)
+    return torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Put gradients, buffers and the random state back, also when the model raised."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None and not torch.equal(buffer, value):
+                    buffer.data.copy_(value)  # .data: a graph of the caller's that saved it stays valid

@@ -1,0 +1,100 @@
+"""What stands between our hooks and the training: an error of ours, a copy of the model, a probe of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from gradscope.recording import GradScopeWarning
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Listener(Protocol):
+    """What has hooks on a model."""
+
+    detached: bool
+
+    def detach(self) -> None:
+        """Remove them."""
+
+
+L = TypeVar("L", bound=Listener)
+
+
+class Removable(Protocol):
+    """A handle of any of torch's hooks."""
+
+    def remove(self) -> None:
+        """Take the hook off."""
+
+
+_alone: Listener | None = None
+"""The one observer that listens, while a probe runs on a model that others observe too."""
+
+
+@contextmanager
+def alone(observer: Listener) -> Iterator[None]:
+    """Inside, no other scope takes what the model does for a step of training."""
+    global _alone
+    before, _alone = _alone, observer
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def guarded_call(observer: Listener, function: Callable[[], R]) -> R | None:
+    """An error inside GradScope never reaches the training: it warns once and observing stops."""
+    if observer.detached or (_alone is not None and _alone is not observer):
+        return None
+    try:
+        return function()
+    except Exception as error:
+        observer.detach()
+        warnings.warn(
+            f"GradScope stopped observing, training goes on: {type(error).__name__}: {error}",
+            GradScopeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def guarded(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R | None]:
+    """The same for the observer's own hooks."""
+
+    @wraps(method)
+    def run(self: L, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        return guarded_call(self, lambda: method(self, *args, **kwargs))
+
+    return run
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What a hook becomes in a copy of the model: a copy does not report to the original's scope."""
+
+
+def _left_behind() -> Callable[..., None]:
+    return _nothing
+
+
+class Hook:
+    """A callable for torch's hook tables that never returns a value and is left behind by copies and pickles."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _left_behind, ()

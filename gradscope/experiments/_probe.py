@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradscope.hooks import GradScope
 from gradscope.hooks._guard import alone
 from gradscope.hooks._sites import floating_tensors
+from gradscope.init._untouched import run, untouched
 from gradscope.recording import Recording
 
 _GRADIENT_SEED = 0
@@ -30,7 +31,7 @@ def probe(
 
     Args:
         model: any module.
-        inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments); the model gets copies.
         target: passed to the loss, where there is one.
         loss_fn: the loss is `loss_fn(out, target)`, or `loss_fn(out)` without a target. With neither it is `out.loss`
             where the output has one, else Σ v·out with fixed v ~ N(0, 1) over all floating outputs: a gradient
@@ -51,21 +52,13 @@ def probe(
     if target is not None and loss_fn is None:
         raise ValueError("target is given without loss_fn; give loss_fn, or leave both out")
     scope = GradScope(model, every=1, signals=("activation", "activation_grad", "weight", "weight_grad"))
-    with alone(scope._observer), _as_before(model), torch.enable_grad(), scope:
-        out = _call(model, inputs)
+    with alone(scope._observer), untouched(model), _gradients_set_aside(model), torch.enable_grad(), scope:
+        out = run(model, inputs)
         loss = _loss(out, target, loss_fn)
         loss.backward()
         scope.step(loss=loss)
         scope.recording.set_fact("source", "probe")
     return scope.recording
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    return model(inputs)
 
 
 def _loss(out: Any, target: Any, loss_fn: Callable[..., Tensor] | None) -> Tensor:
@@ -91,24 +84,13 @@ def _direction(output: Tensor) -> Tensor:
 
 
 @contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Put gradients, buffers and the random state back, also when the model raised."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            yield
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and value is not None and not torch.equal(buffer, value):
-                    buffer.data.copy_(value)  # .data: a graph of the caller's that saved it stays valid
+def _gradients_set_aside(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter has a gradient; afterwards each has its own again."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient

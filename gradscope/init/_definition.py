@@ -1,0 +1,61 @@
+"""Which activation follows each layer, guessed from the order in which a model defines its modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from gradscope.init._layer_fans import is_layer
+from gradscope.init._operations import activation_of_call, activation_of_module
+
+_FEED_FORWARD = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+@dataclass(frozen=True)
+class Follower:
+    """The name of the activation that follows a layer, None where nothing does, and a note."""
+
+    activation: str | None
+    note: str = ""
+
+
+def followers_by_definition(model: nn.Module) -> dict[str, Follower]:
+    """Layer name -> the activation module defined next, before another layer, in the order of definition.
+
+    What is called as a function cannot be seen here, a module that is used twice is seen once, and nothing
+    says that the modules are called in this order: with an example input `trace` knows better. Torch's own
+    Transformer layers are known: `linear1` is followed by their `activation`, function or module.
+    """
+    following: dict[str, str | None] = {}
+    within: set[nn.Module] = set()  # activations that belong to a Transformer layer's linear1
+    known: dict[str, str | None] = {}
+    waiting: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, _FEED_FORWARD):
+            known[f"{name}.linear1".lstrip(".")] = _feed_forward_activation(module)
+            if isinstance(module.activation, nn.Module):
+                within.add(module.activation)
+        activation = activation_of_module(module)
+        if activation is not None and module not in within:
+            following.update(dict.fromkeys(waiting, activation.name))
+            waiting = []
+        elif is_layer(module):
+            # An attention's out_proj is a module of its own but never called: it shares the attention's fate.
+            waiting = [*waiting, name] if _is_attention_output(model, name) else [name]
+            following[name] = None
+    return {name: Follower(activation) for name, activation in (following | known).items()}
+
+
+def _feed_forward_activation(module: nn.Module) -> str | None:
+    function = module.activation
+    if isinstance(function, nn.Module):
+        found = activation_of_module(function)
+    else:
+        found = activation_of_call(getattr(function, "__name__", ""), (), {})
+    return None if found is None else found.name
+
+
+def _is_attention_output(model: nn.Module, name: str) -> bool:
+    parent, _, own = name.rpartition(".")
+    return own == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention)

@@ -1,0 +1,135 @@
+"""Choose and apply initial weights to a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from gradscope import activations
+from gradscope.init._choice import AUTO, Choices, SchemeLike
+from gradscope.init._definition import Follower, followers_by_definition
+from gradscope.init._plan import InitPlan
+from gradscope.init._slots import slots
+from gradscope.init._steps import Step, steps
+from gradscope.init._trace import followers_by_execution
+from gradscope.init._variance_scaling import ready
+
+Schemes = SchemeLike | Mapping[str, SchemeLike]
+
+
+def plan(
+    model: nn.Module,
+    scheme: Schemes = AUTO,
+    activation: str | activations.Activation | None = None,
+    *,
+    inputs: Any = None,
+) -> InitPlan:
+    """The table of what `initialize` would do with the same arguments; touches nothing and draws nothing.
+
+    Works on the meta device too: a plan of a large model costs no memory.
+
+    >>> print(plan(nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))))
+    parameter  shape   fans in, out  followed by  scheme         var asked
+    ──────────────────────────────────────────────────────────────────────
+    0.weight   256×64       64, 256  relu         he_normal        0.03125
+    0.bias     256                                zeros                  0
+    2.weight   10×256       256, 10  identity     glorot_normal   0.007519
+    2.bias     10                                 zeros                  0
+    Followed by: the next activation in the order of definition (functions are not seen; pass inputs=).
+    """
+    chosen, source = _steps(model, scheme, activation, inputs)
+    return InitPlan(tuple(part.row for step in chosen for part in step.parts), source)
+
+
+def initialize(
+    model: nn.Module,
+    scheme: Schemes = AUTO,
+    activation: str | activations.Activation | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    inputs: Any = None,
+) -> InitPlan:
+    """Set the weights and biases of a model in place; returns the table of what was asked and what was got.
+
+    Each weight gets the scheme with its layer's true `fans`, each block of a packed weight (a gate, a
+    projection) by itself. Biases become zero, the forget gate's of an LSTM too: its forget gates start half
+    open. What is left as it is, and says so in the table: norms, embeddings, frozen parameters, slopes of
+    PReLU, parameters of modules whose use of them is not known, weights computed by the old hooks
+    (`torch.nn.utils.weight_norm`, pruning). Tied parameters are treated once, as the module defined first
+    uses them. Parametrized weights are set through their originals.
+
+    Args:
+        model: any module; nothing of it is touched if an argument is wrong.
+        scheme: `"auto"`, the one recommended for the activation that follows; a name of `scheme_names()`; a
+            `Scheme` or `VarianceScaling`; or a dict from glob patterns over parameter names to such, of which
+            the first that matches counts and what none matches is left (`{"head.*": "glorot_normal", "*":
+            "auto"}`). A parameter named in full is set even where it is an embedding or its use is not known
+            (a bare tensor's fans, then). `torch_default` gives each module what torch itself gives it, biases
+            included.
+        activation: the activation that follows every layer but the last, in place of what the search finds.
+        generator: draws the numbers; the global random state then stays as it is. Without it they come from
+            the global state, as torch's do.
+        inputs: one batch for `model`: a tensor, a tuple (positional) or a dict (keywords). With it the model
+            runs once, in its present mode, and the activation that follows each layer is the first that its
+            output meets, module or function, through norms, dropout, pooling, reshaping and residual sums;
+            buffers and random state are as before afterwards. Without it the activation is the next one in
+            the order of definition: functional ones cannot be seen then.
+
+    A layer that nothing follows, as the last one, counts as followed by the identity, hence Glorot. So do the
+    queries, keys and values of an attention and whatever a further linear layer follows directly.
+
+    Raises:
+        ValueError: an unknown scheme or activation, a pattern that no parameter matches, a lazy module that
+            has no shape yet, a generator of another device than a parameter.
+
+    >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 10))
+    >>> table = initialize(model, generator=torch.Generator().manual_seed(0))
+    >>> [(row.parameter, row.activation, row.scheme) for row in table if row.fans]
+    [('0.weight', 'gelu', 'he_normal'), ('2.weight', 'identity', 'glorot_normal')]
+    """
+    chosen, source = _steps(model, scheme, activation, inputs)
+    for step in chosen:
+        _check_device(step, generator)
+    return InitPlan(tuple(row for step in chosen for row in step.carry_out(generator)), source)
+
+
+def _check_device(step: Step, generator: torch.Generator | None) -> None:
+    # Before anything is drawn: a model is never left half initialized.
+    if step.fills:
+        ready(step.slot.originals[0], generator)
+
+
+def _steps(
+    model: nn.Module, scheme: Schemes, activation: str | activations.Activation | None, inputs: Any
+) -> tuple[list[Step], str]:
+    for name, module in model.named_modules():
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            kind = type(module).__name__
+            raise ValueError(f"model: {name or 'the model'} ({kind}) has no shape yet; run one forward first")
+    choices = Choices(scheme, [slot.path for slot in slots(model)])
+    following, source = _following(model, activation, inputs)
+    return list(steps(model, choices, following)), source
+
+
+def _following(
+    model: nn.Module, activation: str | activations.Activation | None, inputs: Any
+) -> tuple[dict[str, Follower], str]:
+    defined = followers_by_definition(model)
+    if inputs is None:
+        following, in_order = defined, tuple(defined)
+        source = "the next activation in the order of definition (functions are not seen; pass inputs=)"
+    else:
+        called = followers_by_execution(model, inputs)
+        in_order = tuple(called)
+        uncalled = {name: Follower(guess.activation, "not called with these inputs") for name, guess in defined.items()}
+        following = uncalled | called
+        source = "the first activation that the output met, with the inputs given"
+    if activation is not None:
+        name = activations.get(activation).name
+        following = {layer: Follower(name) for layer in following} | dict.fromkeys(in_order[-1:], Follower(None))
+        source = f"{name}, as given, but for the last layer"
+    return following, source

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gradscope._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gradscope import activations, init, theory
     from gradscope.experiments import SweepConfig, probe, sweep
     from gradscope.hooks import GradScope
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GradScope",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import gradscope
+from gradscope._version import __version__
 from gradscope.hooks._guard import Hook, Removable, guarded_call
 from gradscope.hooks._observer import Observer
 from gradscope.hooks._parameters import Parameters
@@ -218,7 +218,7 @@ def _facts(
         "every": every,
         "signals": list(signals),
         "seed": torch.initial_seed(),
-        "gradscope": gradscope.__version__,
+        "gradscope": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

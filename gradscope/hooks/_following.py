@@ -78,7 +78,7 @@ def activation_of(node: Node) -> str | None:
 
 
 def following_activations(
-    outputs: Iterable[Node], layers: Mapping[K, Node], modules: Mapping[Node, str]
+    outputs: Iterable[Node], layers: Mapping[K, Node], modules: Mapping[Node, str], fed: Mapping[Node, str]
 ) -> dict[K, str]:
     """For each layer, the activation that follows its output, from the graph below `outputs`.
 
@@ -86,6 +86,7 @@ def following_activations(
         outputs: the `grad_fn` of the model's outputs.
         layers: key -> `grad_fn` of that layer's output when it was returned.
         modules: `grad_fn` of the output of each activation module -> the activation's name.
+        fed: `grad_fn` of its input -> the same: a module may compute its activation from other functions.
     """
     consumers: dict[Node, list[Node]] = {}
     seen: set[Node] = set()
@@ -100,15 +101,24 @@ def following_activations(
                 consumers.setdefault(source, []).append(node)
                 todo.append(source)
     return {
-        key: found for key, node in layers.items() if (found := _first_activation(node, consumers, modules)) is not None
+        key: found
+        for key, node in layers.items()
+        if (found := _first_activation(node, consumers, modules, fed)) is not None
     }
 
 
 def _first_activation(
-    node: Node, consumers: Mapping[Node, list[Node]], modules: Mapping[Node, str], limit: int = 12
+    node: Node,
+    consumers: Mapping[Node, list[Node]],
+    modules: Mapping[Node, str],
+    fed: Mapping[Node, str],
+    limit: int = 12,
 ) -> str | None:
     front, visited = [node], {node}
     for _ in range(limit):
+        for reached in front:
+            if (found := fed.get(reached)) is not None:
+                return found
         following = [c for n in front for c in consumers.get(n, ()) if c not in visited]
         visited.update(following)
         for consumer in following:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from gradscope.hooks._following import following_activations
 from gradscope.hooks._guard import Hook, Removable, guarded
 from gradscope.hooks._parameters import Parameters
-from gradscope.hooks._sites import INPUT, ROOT, SiteBook, activation_of, floating_tensors, is_parametrization
+from gradscope.hooks._sites import INPUT, ROOT, SiteBook, floating_tensors, is_parametrization
 from gradscope.hooks._step import Forward, Step
+from gradscope.init._operations import activation_of_module
 
 
 class Clock(Protocol):
@@ -136,7 +137,7 @@ class Observer:
             forward = self._forward = self._last = self._clock.begin_forward(root=False)
         if not forward.step.due or forward.thread != threading.get_ident() or self._suppressed:
             return
-        tensors = list(floating_tensors(output))
+        tensors = [t for t in floating_tensors(output) if t.dim() > 0]  # a loss is no layer's signal
         if any(True for _ in module.children()):
             tensors = [t for t in tensors if not forward.knows(t)]
         if not tensors:
@@ -148,9 +149,11 @@ class Observer:
             self._observe(forward, name, module, tensor, call, i, forward.depth, inputs)
             forward.remember(tensor)
         if self._book.grew and tensors[0].grad_fn is not None:
-            activation = activation_of(module)
+            activation = activation_of_module(module)
             if activation is not None:
                 forward.activation_nodes[tensors[0].grad_fn] = activation.name
+                if inputs and inputs[0] is not tensors[0]:  # in place the input is the output by now
+                    forward.fed_nodes[inputs[0].grad_fn] = activation.name
             forward.layer_nodes.setdefault(name, tensors[0].grad_fn)
 
     def _observe(
@@ -194,7 +197,7 @@ class Observer:
 
     def _note_following(self, forward: Forward, outputs: list[Any]) -> None:
         if self._book.grew:
-            found = following_activations(outputs, forward.layer_nodes, forward.activation_nodes)
+            found = following_activations(outputs, forward.layer_nodes, forward.activation_nodes, forward.fed_nodes)
             self._book.set_following(found)
             self._book.grew = False
         forward.forget_graph()

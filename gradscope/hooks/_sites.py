@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope import activations
-from gradscope.activations import Activation
 from gradscope.init import fans
+from gradscope.init._operations import activation_of_module
 from gradscope.recording import Recording, Role, Signal, Site
 
 ROOT = "<root>"
@@ -25,20 +24,11 @@ _LINEAR_NAMES = frozenset({"Conv1D"})  # transformers' transposed Linear
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
-def activation_of(module: nn.Module) -> Activation | None:
-    """The activation that a module computes, None where it is none."""
-    return activations.of_module(type(module).__name__, **_plain_attributes(module))
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str)) and not k.startswith("_")}
-
-
 def role_of(module: nn.Module, output: Tensor | None = None) -> Role:
     """What a module's output is; a module with children whose output is a sum is a block of a residual stream."""
     if isinstance(module, _LINEAR_LIKE) or type(module).__name__ in _LINEAR_NAMES:
         return "pre-activation"
-    if activation_of(module) is not None:
+    if activation_of_module(module) is not None:
         return "activation"
     if isinstance(module, _NORMS) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm")):
         return "norm"

@@ -57,6 +57,7 @@ class Forward:
         self.backward = False
         self.layer_nodes: dict[str, Any] = {}
         self.activation_nodes: dict[Any, str] = {}
+        self.fed_nodes: dict[Any, str] = {}
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def next_call(self, name: str) -> int:
@@ -76,7 +77,7 @@ class Forward:
 
     def forget_graph(self) -> None:
         """Let go of the autograd nodes, which keep what their operations saved."""
-        self.layer_nodes, self.activation_nodes, self._known = {}, {}, {}
+        self.layer_nodes, self.activation_nodes, self.fed_nodes, self._known = {}, {}, {}, {}
 
 
 def joined(steps: list[Step]) -> Step:

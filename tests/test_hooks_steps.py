@@ -312,6 +312,32 @@ def test_sites_say_what_they_are() -> None:
     assert (weight.module, weight.param, weight.depth, weight.fan_in) == ("4", "weight", 5, 16.0)
 
 
+class NewGELUActivation(nn.Module):
+    """As transformers writes it: from other functions, a tanh among them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))
+
+
+def test_the_activation_that_follows_is_found_through_norms_functions_and_modules_of_others() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+            self.norm, self.gelu, self.softsign = nn.LayerNorm(4), NewGELUActivation(), nn.Softsign()
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c, d, e = self.layers
+            x = self.norm(a(x)).relu()
+            x = self.softsign(self.gelu(b(x)).view(2, 2, 4) + c(x).view(2, 2, 4))
+            return e(nn.functional.selu(d(x.flatten(0, 1)), inplace=True))
+
+    with GradScope(Net()) as scope:
+        scope(torch.randn(4, 4)).sum().backward()
+    found = {s.name: s.activation_after for s in scope.recording.sites_of("activation") if "layers" in s.name}
+    assert [found[f"layers.{i}"] for i in range(5)] == ["relu", "gelu", "softsign", "selu", None]
+
+
 def test_a_residual_sum_is_a_block_and_calls_of_a_reused_layer_are_sites() -> None:
     from tests.cases import CASES, call, total
 

@@ -100,11 +100,8 @@ def following_activations(
             if source is not None:
                 consumers.setdefault(source, []).append(node)
                 todo.append(source)
-    return {
-        key: found
-        for key, node in layers.items()
-        if (found := _first_activation(node, consumers, modules, fed)) is not None
-    }
+    found = {key: _first_activation(node, consumers, modules, fed) for key, node in layers.items()}
+    return {key: name for key, name in found.items() if name is not None}
 
 
 def _first_activation(

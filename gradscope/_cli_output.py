@@ -1,0 +1,79 @@
+"""What the commands share: the output directory, progress on stderr, text or JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from gradscope.report import Report
+
+Progress = Callable[[int, int, str], None]
+
+
+class Mistake(Exception):
+    """The user's mistake, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command writes (`out`) and what it prints: text, JSON, or with `quiet` no text."""
+
+    out: Path
+    json: bool
+    quiet: bool
+
+    def make_directory(self, directory: Path | None = None) -> None:
+        """Make the directory before anything slow begins; Mistake where that may not be."""
+        directory = directory or self.out
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Mistake(f"--out {directory} cannot be written: {error.strerror}") from None
+
+    def print_document(self, document: dict[str, Any], text: str) -> None:
+        """Print the JSON document, or the text in its place."""
+        if self.json:
+            print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        elif not self.quiet:
+            print(text)
+
+    def print_report(self, report: Report, text: Callable[[], RenderableType]) -> None:
+        """Print `index.json`, or the text and where the pictures are."""
+        if self.json or self.quiet:
+            self.print_document(report.document, "")
+        else:
+            from gradscope.report._terminal import console, pictures_text
+
+            console().print(text(), pictures_text(report))
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str], Progress | None]]:
+        """Gives each phase of the work its callback: a bar on stderr, or None where that is no terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda phase: None
+            return
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            "{task.description}",
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            "{task.fields[label]}",
+        )
+        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+            def phase(name: str) -> Progress:
+                task = bars.add_task(name, total=None, label="")
+                return lambda done, total, label: bars.update(task, completed=done, total=total, label=label)
+
+            yield phase

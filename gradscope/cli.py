@@ -1,0 +1,239 @@
+"""`gradscope-report`: sweep, show, probe, activation, export.
+
+Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
+before a command runs, so that `--help` and a mistake cost a fraction of a second.
+
+Exit codes: 0 fine; 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error; 130
+interrupted. (1 is for findings, which later commands report; a sweep contains sick pairs by design.)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradscope._cli_output import Mistake, Output
+
+if TYPE_CHECKING:
+    from gradscope.recording import Recording
+
+NAME = "gradscope-report"
+OK, USAGE, INTERNAL, INTERRUPTED = 0, 2, 3, 130
+_ROOT_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
+_MOST_WORKERS = 4
+
+# typer ≥ 0.2x carries its own copy of click; the base of its exported error is the right class with either.
+_UsageError: type[Any] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name=NAME,
+    help="How the signal grows or shrinks with depth in a neural network, forward and backward.",
+    epilog="Alone, it runs `sweep` with the defaults.",
+    pretty_exceptions_enable=False,
+)
+
+
+def _schemes() -> list[str]:
+    from gradscope.experiments._checks import SCHEMES
+
+    return list(SCHEMES)
+
+
+def _activations() -> list[str]:
+    from gradscope.activations import names
+
+    return list(names())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gradscope import __version__
+
+        print(f"{NAME} {__version__}")
+        raise typer.Exit
+
+
+Out = Annotated[Path, typer.Option(help="Directory for pictures and index.json.", file_okay=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print index.json instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no text and no progress.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN.gscope", help="A recording.", show_default=False)]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Config = Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", help="Settings; the options override them.")]
+Init = Annotated[list[str] | None, typer.Option(help="Scheme; repeatable.", autocompletion=_schemes)]
+Activation = Annotated[list[str] | None, typer.Option(help="Activation; repeatable.", autocompletion=_activations)]
+Depth = Annotated[list[int] | None, typer.Option(help="Number of linear layers; repeatable.")]
+Width = Annotated[list[int] | None, typer.Option(help="Units or channels of each layer; repeatable.")]
+Seeds = Annotated[int | None, typer.Option(help="How many networks a pair has.")]
+Family = Annotated[str | None, typer.Option(help="mlp or conv.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Factory = Annotated[
+    str,
+    typer.Argument(
+        metavar="package.module:factory",
+        help="Returns a model or (model, inputs[, target[, loss_fn]]).",
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="package.module:function", help="Returns the inputs: a tensor, a tuple or a dict."),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="As in sweep, with a parameter too: leaky_relu(0.2).",
+        show_default=False,
+        autocompletion=_activations,
+    ),
+]
+To = Annotated[str, typer.Option(help="csv or npz.", show_default=False)]
+ExportOut = Annotated[Path, typer.Option(help="Directory, or a file that ends in .csv or .npz.")]
+_REPORTS = Path("reports")
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    pass
+
+
+@app.command()
+def sweep(
+    config: Config = None,
+    init: Init = None,
+    activation: Activation = None,
+    depth: Depth = None,
+    width: Width = None,
+    seeds: Seeds = None,
+    family: Family = None,
+    device: Device = None,
+    out: Out = _REPORTS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every init with every activation in plain networks, beside the theory."""
+    from gradscope.experiments import SweepConfig
+
+    settings = SweepConfig() if config is None else SweepConfig.from_toml(config)
+    several = {"init": init, "activation": activation, "depth": depth, "width": width}
+    single = {"seeds": seeds, "family": family, "device": device}
+    given = {key: value for key, value in (several | single).items() if value not in (None, [])}
+    settings = settings.replace(**given)
+    output = Output(out, json, quiet)
+    output.make_directory()
+    from gradscope.experiments import sweep as measure
+    from gradscope.report import write_sweep_report
+    from gradscope.report._terminal import sweep_text
+
+    with output.progress() as phase:
+        result = measure(settings, progress=phase("measuring"))
+        workers = min(_MOST_WORKERS, os.cpu_count() or 1)
+        report = write_sweep_report(result, out, workers=workers, progress=phase("drawing"))
+    output.print_report(report, lambda: sweep_text(result))
+
+
+@app.command()
+def show(run: Run, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
+    """Draw a recorded run: profiles, depth against step, update-to-weight ratio."""
+    from gradscope.recording import Recording
+
+    _report_run(Recording.load(run), Output(out, json, quiet))
+
+
+@app.command()
+def probe(factory: Factory, batch: Batch = None, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
+    """One forward and one backward of your own model on one batch."""
+    from gradscope import _user_model
+
+    recording = _user_model.probe(_user_model.load(factory, batch))
+    _report_run(recording, Output(out, json, quiet))
+
+
+@app.command()
+def activation(names: Names, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
+    """Draw activations: function, slope, where they saturate."""
+    from gradscope.activations import get
+
+    try:
+        chosen = list(dict.fromkeys(get(name).name for name in names))
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+    output = Output(out, json, quiet)
+    output.make_directory()
+    from gradscope.report import write_activation_report
+    from gradscope.report._terminal import activation_text
+
+    output.print_report(write_activation_report(chosen, out), lambda: activation_text(chosen))
+
+
+@app.command()
+def export(run: Run, to: To, out: ExportOut = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
+    """Write a recording for other programs: one CSV table, or numpy arrays."""
+    from gradscope.recording import Recording, export_csv, export_npz
+
+    writers = {"csv": export_csv, "npz": export_npz}
+    if to not in writers:
+        raise Mistake(f"--to must be csv or npz, not {to!r}")
+    path = out if out.suffix == f".{to}" else out / f"{run.stem}.{to}"
+    recording = Recording.load(run)
+    output = Output(out, json, quiet)
+    output.make_directory(path.parent)
+    writers[to](recording, path)
+    text = f"{len(recording.steps)} steps of {len(recording.sites)} sites in {path}"
+    output.print_document({"schema": 1, "kind": "export", "file": str(path)}, text)
+
+
+def _report_run(recording: Recording, output: Output) -> None:
+    output.make_directory()
+    from gradscope.report import write_run_report
+    from gradscope.report._run_terminal import run_text
+
+    output.print_report(write_run_report(recording, output.out), lambda: run_text(recording))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; nothing is raised, neither for a mistake nor for a bug."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0].startswith("-") and arguments[0].split("=")[0] not in _ROOT_OPTIONS):
+        arguments.insert(0, "sweep")
+    try:
+        code = app(arguments, prog_name=NAME, standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED)
+    except _UsageError as error:
+        return _say(error.format_message(), USAGE)
+    except BrokenPipeError:  # `gradscope-report … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if isinstance(error, (Mistake, *_mistakes())):
+            return _say(str(error), USAGE)
+        bug = f"internal error: {type(error).__name__}: {error}; please report it to the project's issue tracker"
+        return _say(f"{bug} (GRADSCOPE_DEBUG=1 shows the traceback)", INTERNAL)
+
+
+def _mistakes() -> tuple[type[BaseException], ...]:
+    """The rooms' errors that are the user's to mend; of loaded rooms only, for no other can have raised."""
+    places = {"gradscope.experiments._config": "SettingsError", "gradscope.recording": "RecordingError"}
+    return tuple(getattr(sys.modules[room], name) for room, name in places.items() if room in sys.modules)
+
+
+def _say(sentence: str, code: int) -> int:
+    if os.environ.get("GRADSCOPE_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    print(f"{NAME}: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

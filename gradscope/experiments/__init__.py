@@ -1,0 +1,37 @@
+"""Experiments: probe one model on one batch, sweep plain networks over init, activation, depth and width.
+
+Lazy: the settings (`SweepConfig`, `SettingsError`) come without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradscope.experiments._config import SettingsError, SweepConfig
+    from gradscope.experiments._networks import plain_network
+    from gradscope.experiments._probe import probe
+    from gradscope.experiments._sweep import sweep
+
+__all__ = ["SettingsError", "SweepConfig", "plain_network", "probe", "sweep"]
+
+_FILES = {
+    "SettingsError": "_config",
+    "SweepConfig": "_config",
+    "plain_network": "_networks",
+    "probe": "_probe",
+    "sweep": "_sweep",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,48 @@
+"""What was observed: the data model of a run and its file. Never imports torch.
+
+A `Recording` holds sites × steps × `Moments`; a statistic is a registered function of the moments;
+a `Profile` is one statistic of one signal against depth; a `SweepResult` is what a sweep found.
+"""
+
+from __future__ import annotations
+
+from gradscope.recording._errors import GradScopeWarning, RecordingError
+from gradscope.recording._export import export_csv, export_npz
+from gradscope.recording._moments import HISTOGRAM_EDGES, Moments, StepRecord
+from gradscope.recording._profile import Profile, decades_per_layer, frontier, healthy_band, layer_ratio
+from gradscope.recording._recording import Recording
+from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
+from gradscope.recording._statistics import STATISTICS, Statistic
+from gradscope.recording._survival import LayersAlive
+from gradscope.recording._sweep_result import Expected, SweepCell, SweepResult
+from gradscope.recording._table import step_table
+from gradscope.recording._words import flow_sentence
+
+__all__ = [
+    "HISTOGRAM_EDGES",
+    "ROLES",
+    "SIGNALS",
+    "STATISTICS",
+    "Expected",
+    "GradScopeWarning",
+    "LayersAlive",
+    "Moments",
+    "Profile",
+    "Recording",
+    "RecordingError",
+    "Role",
+    "Signal",
+    "Site",
+    "Statistic",
+    "StepRecord",
+    "SweepCell",
+    "SweepResult",
+    "decades_per_layer",
+    "export_csv",
+    "export_npz",
+    "flow_sentence",
+    "frontier",
+    "healthy_band",
+    "layer_ratio",
+    "step_table",
+]

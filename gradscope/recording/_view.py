@@ -1,0 +1,159 @@
+"""What can be read of a recording: sites, steps, facts, and statistics derived from its moments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.recording import _show
+from gradscope.recording._errors import unknown_name
+from gradscope.recording._moments import Floats, Ints, Moments
+from gradscope.recording._profile import Profile
+from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
+from gradscope.recording._source import Source
+from gradscope.recording._statistics import get_statistic
+
+
+class View:
+    """The reading half of `Recording`. Arrays and tuples that it returns are copies."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def path(self) -> Path | None:
+        """The file, absolute; None for a temporary database."""
+        return self._source.path
+
+    @property
+    def complete(self) -> bool:
+        """The writer closed it; False while it grows, and for a run that was killed."""
+        return self._source.contents.complete
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts of the run (a copy)."""
+        return copy.deepcopy(self._source.contents.facts)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites in order of execution: by depth, then in the order in which they were added."""
+        return tuple(sorted(self._source.contents.sites, key=lambda s: s.depth))
+
+    def sites_of(self, signal: Signal) -> tuple[Site, ...]:
+        """The sites of one signal in order of execution; empty where it was not recorded."""
+        return tuple(self._source.contents.sites[i] for i in self._source.ids(signal))
+
+    @property
+    def steps(self) -> Ints:
+        """Numbers of the recorded steps, `(steps,)` int64."""
+        return np.array(self._source.contents.steps[: self._source.contents.recorded], dtype=np.int64)
+
+    @property
+    def skipped(self) -> NDArray[np.bool_]:
+        """Which of them the optimizer skipped, `(steps,)`."""
+        return np.array(list(self._source.contents.skipped[: self._source.contents.recorded]), dtype=bool)
+
+    @property
+    def note_names(self) -> tuple[str, ...]:
+        """Names of the notes that any step has, in the order in which they first appear."""
+        return tuple(dict.fromkeys(name for notes in self._source.notes() for name in notes))
+
+    def notes(self, name: str) -> Floats:
+        """One note of every step, `(steps,)`: a truth value as 0 or 1, NaN where missing or a text."""
+        values = (notes.get(name) for notes in self._source.notes())
+        return np.array([float(v) if isinstance(v, (int, float)) else np.nan for v in values], dtype=np.float64)
+
+    def notes_at(self, step: int = -1) -> dict[str, Any]:
+        """All notes of one step, texts included (`step` is an index into `steps`)."""
+        return self._source.notes_at(self._source.index(step))
+
+    def values(self, signal: Signal, stat: str) -> Floats:
+        """A statistic of a signal, `(steps, sites)` in the order of `sites_of`; NaN where there are no data.
+
+        Raises:
+            ValueError: the signal or the statistic is unknown.
+            RecordingError: the file has been damaged since it was loaded.
+        """
+        function = get_statistic(stat).function
+        # A tally never changes (the writer makes new ones): what a thread appends from here on is left out.
+        tally = self._source.contents.tally
+        column = self._source.columns(signal)
+        out = np.full((tally.rows["steps"], column.max(initial=-1) + 1), np.nan)
+        for at, ids, moments in self._source.moments(signal, tally=tally):
+            out[at, column[ids]] = function(moments)
+        return out
+
+    def moments(self, signal: Signal, step: int = -1) -> tuple[tuple[Site, ...], Moments]:
+        """The raw moments of one step (an index into `steps`): the sites that have data, a row for each."""
+        sites, column = self.sites_of(signal), self._source.columns(signal)
+        rows = list(self._source.moments(signal, self._source.index(step, signal)))
+        if not rows:
+            return (), Moments.empty(0)
+        _, ids, moments = rows[0]
+        order = np.argsort(column[ids])
+        return tuple(sites[i] for i in column[ids][order]), moments.decoded().take(order)
+
+    def rows(self) -> Iterator[tuple[int, Signal, tuple[Site, ...], Moments]]:
+        """All moments in the order of signals and steps, read as they are asked for: step, signal, sites, moments."""
+        tally = self._source.contents.tally
+        steps, sites = self.steps, list(self._source.contents.sites)
+        for signal in SIGNALS:
+            for at, ids, moments in self._source.moments(signal, tally=tally):
+                yield int(steps[at]), signal, tuple(sites[i] for i in ids), moments.decoded()
+
+    def profile(self, signal: Signal, stat: str = "rms", step: int = -1, role: Role | None = None) -> Profile:
+        """A statistic against depth at one step.
+
+        Args:
+            signal: what was observed.
+            stat: name of the statistic.
+            step: index into `steps`, as into a list; −1 is the last step with data of that signal.
+            role: keep the sites of one role only.
+
+        Returns:
+            The profile over the sites that have data at that step; empty where there are none.
+
+        Raises:
+            ValueError: a name is unknown.
+            IndexError: there is no such step.
+        """
+        function = get_statistic(stat).function
+        if role is not None and role not in ROLES:
+            raise unknown_name("role", role, ROLES)
+        at = self._source.index(step, signal)
+        sites, moments = self.moments(signal, at)
+        keep = np.array([i for i, s in enumerate(sites) if role in (None, s.role)], dtype=np.int64)
+        sites = tuple(sites[i] for i in keep)
+        depth = np.array([s.depth for s in sites], dtype=np.int64)
+        return Profile(signal, stat, int(self.steps[at]), sites, depth, function(moments.take(keep)))
+
+    def histogram(self, signal: Signal, site_name: str, step: int = -1) -> tuple[Floats, Ints]:
+        """log2 of the bins' edges `(65,)` and the counts of |x| `(64,)` of one site at one step (an index).
+
+        Raises:
+            ValueError: there is no such site, or no histogram of it at that step.
+        """
+        column = {self._source.contents.sites[i].name: i for i in self._source.ids(signal)}
+        if site_name not in column:
+            raise unknown_name("site_name", site_name, column)
+        at = self._source.index(step, signal, "histograms")
+        for _, ids, counts in list(self._source.histograms(signal, at)):
+            row = np.flatnonzero(ids == column[site_name])
+            if row.size:
+                return np.array(self._source.contents.layout.edges), counts[row[0]].copy()
+        raise ValueError(f"site {site_name!r} of {signal} has no histogram at step {self.steps[at]}")
+
+    def __repr__(self) -> str:
+        return _show.one_line(self)
+
+    def __str__(self) -> str:
+        return _show.text(self)
+
+    def _repr_html_(self) -> str:
+        return _show.html_table(self)

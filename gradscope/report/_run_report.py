@@ -1,0 +1,58 @@
+"""The report of a recorded run: profiles, depth × step, update-to-weight ratio, `index.json`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gradscope.recording import SIGNALS, Recording, Signal
+from gradscope.report._index import Picture, Report, write_report
+from gradscope.report._run_curves import step_map, three_lines, update_ratio
+from gradscope.report._words import NAMES, map_sentence, profile_sentence, update_sentence
+from gradscope.report._write import save_png
+from gradscope.report.figures import depth_step_heatmap, profile, update_to_weight
+
+
+def write_run_report(recording: Recording, directory: str | os.PathLike[str] = "reports") -> Report:
+    """Draw every picture of a recorded run into a directory and list them in `index.json`.
+
+    A signal that was not recorded has no picture, a single step no heat map, a run without an observed optimizer
+    step no update ratio.
+
+    Args:
+        recording: open or loaded.
+        directory: made where it does not exist; pictures of the same names are replaced.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures: list[Picture] = []
+    for signal in SIGNALS:
+        pictures += _of_signal(recording, signal, directory)
+    ratio = update_ratio(recording)
+    if ratio.extremes:
+        save_png(update_to_weight(recording), directory / "update_ratio.png")
+        data = {**ratio.data(), "words": update_sentence(ratio)}
+        pictures.append(Picture("update_ratio.png", "update_to_weight", "How fast each layer learns", data))
+    head = {
+        "kind": "recording",
+        "complete": recording.complete,
+        "steps": len(recording.steps),
+        "facts": recording.facts,
+    }
+    return write_report(directory, head, pictures)
+
+
+def _of_signal(recording: Recording, signal: Signal, directory: Path) -> list[Picture]:
+    lines = three_lines(recording, signal)
+    if not lines:
+        return []
+    file = f"profile__{signal}.png"
+    save_png(profile(recording, signal), directory / file)
+    data = {"signal": signal, "lines": [line.data() for line in lines], "words": profile_sentence(lines)}
+    pictures = [Picture(file, "profile", f"{NAMES[signal]} against depth", data)]
+    if len(recording.steps) > 1:
+        file, shown = f"heatmap__{signal}.png", step_map(recording, signal)
+        save_png(depth_step_heatmap(recording, signal), directory / file)
+        data = {"signal": signal, **shown.data(), "words": map_sentence(shown)}
+        pictures.append(Picture(file, "depth_step_heatmap", f"{NAMES[signal]} over the run", data))
+    return pictures

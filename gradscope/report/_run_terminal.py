@@ -1,0 +1,86 @@
+"""What the report of a recorded run prints: a table of its sites, the first sick one named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradscope.recording import Profile, Recording, Signal, Site, frontier
+from gradscope.report._run_curves import FLOWING, step_map, update_ratio
+from gradscope.report._words import NAMES, map_sentence, signed
+
+_MOST_ROWS = 60
+
+
+def run_text(recording: Recording) -> RenderableType:
+    """The sites at the last step with data, the slopes, and the first site outside the healthy band."""
+    if not len(recording.steps):
+        return Text("No step of this recording is complete yet.")
+    profiles = {signal: recording.profile(signal) for signal in FLOWING if recording.sites_of(signal)}
+    lines = [line for profile in profiles.values() for line in _lines(recording, profile)]
+    return Group(_table(recording, profiles), Text(), *lines)
+
+
+def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
+    last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
+    table = Table(title=f"Step {last}: rms at each site", title_justify="left", title_style="bold", box=None)
+    table.add_column("depth", justify="right")
+    table.add_column("site", overflow="fold")
+    table.add_column("role")
+    for head in ("activation", "gradient", "update/weight"):
+        table.add_column(head, justify="right")
+    values = {signal: dict(zip(_names(p), p.values.tolist(), strict=True)) for signal, p in profiles.items()}
+    sick = {signal: frontier(profile) for signal, profile in profiles.items()}
+    ratios = _ratios(recording)
+    sites = {site.name: site for profile in profiles.values() for site in profile.sites}
+    rows = sorted(sites.values(), key=lambda site: site.depth)
+    half = _MOST_ROWS // 2
+    for i, site in enumerate(rows):
+        if len(rows) > _MOST_ROWS and half <= i < len(rows) - half:
+            if i == half:
+                table.add_row("", f"… {len(rows) - 2 * half} more sites", "", "", "", "")
+            continue
+        cells = [_value(values.get(s, {}).get(site.name), _is(sick.get(s), site)) for s in FLOWING]
+        table.add_row(str(site.depth), site.name, site.role, *cells, _value(ratios.get(site.name), False))
+    return table
+
+
+def _names(profile: Profile) -> list[str]:
+    return [site.name for site in profile.sites]
+
+
+def _is(sick: Site | None, site: Site) -> bool:
+    return sick is not None and sick.name == site.name
+
+
+def _value(value: float | None, sick: bool) -> Text:
+    text = "–" if value is None else "not finite" if math.isnan(value) else f"{value:.2e}".replace("-", "−")
+    return Text(f"{text} ✕" if sick else f"{text}  ", style="bold red" if sick else "")
+
+
+def _ratios(recording: Recording) -> dict[str, float]:
+    """Update-to-weight ratio at the last step with updates, by the name of the module's site; NaN if not finite."""
+    found = update_ratio(recording)
+    seen = np.flatnonzero(~np.isnan(recording.values("update", "count")).all(axis=1))
+    if not seen.size:
+        return {}
+    row = found.ratio[seen[-1]]
+    return {s.module: float(v) for s, v in zip(found.sites, row, strict=True) if s.param == "weight"}
+
+
+def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
+    signal, name = profile.signal, NAMES[profile.signal]
+    slope = f"{name}: {signed(profile.decades_per_layer)} decades per layer over {int(profile.layers.sum())} layers"
+    first = frontier(profile)
+    where = "in the healthy band everywhere"
+    if first is not None:
+        where = f"first outside the healthy band (✕) at {first.name}, depth {first.depth}"
+    yield Text(f"{slope}, {where}.", style="" if first is None else "bold")
+    shown = step_map(recording, signal)
+    if shown.first_nonfinite is not None:
+        yield Text(f"{name}: {map_sentence(shown)[0].lower()}{map_sentence(shown)[1:]}", style="bold red")

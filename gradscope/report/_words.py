@@ -1,0 +1,101 @@
+"""Numbers in words: what a picture's or a table's line says about a signal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.recording import Signal
+from gradscope.report._run_curves import Line, StepMap, UpdateRatio
+
+NAMES: dict[Signal, str] = {
+    "activation": "Activation",
+    "activation_grad": "Gradient of the activation",
+    "weight": "Weight",
+    "weight_grad": "Gradient of the weight",
+    "update": "Update of the weight",
+}
+"""What a signal is called in a heading."""
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A slope with its sign and a true minus; 0 without a sign, a dash where there is none.
+
+    >>> signed(-0.1505), signed(0.00004), signed(float("nan"))
+    ('−0.150', '0.000', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def number(log10: float) -> str:
+    """A positive number given by its log10, in two digits.
+
+    >>> number(30.672), number(0.3), number(-4.5)
+    ('4.7×10³⁰', '2.0', '3.2×10⁻⁵')
+    """
+    if -2 <= log10 < 3:
+        value = 10.0**log10
+        return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+    exponent = math.floor(log10)
+    mantissa = round(10 ** (log10 - exponent), 1)
+    if mantissa >= 10:
+        mantissa, exponent = 1.0, exponent + 1
+    return f"{mantissa:.1f}×10" + str(exponent).translate(_SUPERSCRIPT)
+
+
+def profile_sentence(lines: tuple[Line, ...]) -> str:
+    """Where the profile of each step leaves the healthy band, or that it does not."""
+    signal = lines[-1].profile.signal
+    if all(line.frontier is None for line in lines):
+        if signal in ("activation", "activation_grad"):
+            return "Every site is in the healthy band, one decade either side of where the signal enters."
+        return f"Over {int(lines[-1].profile.layers.sum())} layers; a parameter's depth is that of its module."
+    parts = []
+    for line in lines:
+        if line.frontier is None:
+            parts.append(f"none at step {line.profile.step}")
+        else:
+            site = line.frontier
+            value = line.profile.values[line.profile.sites.index(site)]
+            state = f"depth {site.depth}" if np.isfinite(value) else f"depth {site.depth}, nothing finite"
+            parts.append(f"{site.name} ({state}) at step {line.profile.step}")
+    return "First site outside the healthy band, as the signal flows: " + "; ".join(parts) + "."
+
+
+def map_sentence(shown: StepMap) -> str:
+    """Where the first NaN or infinity is, else how far the rms ranges."""
+    first = shown.first_nonfinite
+    if first is not None:
+        step, site = first
+        return f"The first NaN or infinity is at step {step}, at {site.name} (depth {site.depth})."
+    finite = shown.log10_rms[np.isfinite(shown.log10_rms)]
+    if not finite.size:
+        return "Every entry is exactly 0 at every site and step."
+    low, high = float(finite.min()), float(finite.max())
+    return f"The rms ranges from {number(low)} to {number(high)}, over {high - low:.1f} decades, and is always finite."
+
+
+def update_sentence(shown: UpdateRatio) -> str:
+    """How far apart the fastest and the slowest weight are, how many do not change, and whether it stays finite."""
+    median = shown.median[np.isfinite(shown.median)]
+    moving = np.log10(median[median > 0])
+    still = median.size - moving.size
+    finite = np.flatnonzero(np.isfinite(shown.ratio).any(axis=1))
+    end = ""
+    if finite.size and len(shown.steps) - finite[-1] > 2:  # the last step's update may not be known yet
+        end = f" Nothing is finite after step {int(shown.steps[finite[-1]])}."
+    if not moving.size:
+        return f"No weight changes in the median step.{end}"
+    fastest, slowest = float(moving.max()), float(moving.min())
+    if median.size == 1:
+        return f"The one weight changes by {number(fastest)} of its size in the median step.{end}"
+    said = f"In the median step the fastest of {median.size} weights changes by {number(fastest)} of its size"
+    if still:
+        return f"{said}; {still} {'does' if still == 1 else 'do'} not change at all.{end}"
+    return f"{said}, the slowest by {number(slowest)}: a factor of {number(fastest - slowest)}.{end}"

@@ -1,0 +1,144 @@
+"""A recorded signal against depth at the first, the middle and the last step of the run."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from gradscope.recording import Recording, Signal, Site
+from gradscope.report._run_curves import FLOWING, Line, log10, three_lines
+from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
+from gradscope.report._words import NAMES, profile_sentence, signed
+from gradscope.report.figures._axes import decade_axis, depth_axis, span
+
+_SHADES = {
+    "forward": {"first": "#7fb5d8", "middle": "#2f86bd", "last": "#003f63", "only": "#003f63"},
+    "backward": {"first": "#f0a070", "middle": "#d55e00", "last": "#6e3000", "only": "#6e3000"},
+}
+_DASHES = {"first": (0, (1, 1.6)), "middle": (0, (5, 2)), "last": "solid", "only": "solid"}
+_MARKERS = {"first": "^", "middle": "s", "last": "o", "only": "o"}
+_FLOWS = {"forward": "depth    (the signal flows →)", "backward": "depth    (← the gradient flows)"}
+_MOST_NAMES, _LONGEST_NAME = 26, 24
+
+
+@styled
+def profile(recording: Recording, signal: Signal) -> Figure:
+    """rms of one signal against depth (order of execution) at the first, middle and last step; y is log10 of rms.
+
+    The line joins the layers (pre-activations; of parameters those of two or more dimensions), small dots are
+    the other sites at the last step. For a signal that flows: the healthy band of the last step and, with a
+    cross, each step's first sick site.
+    """
+    lines = three_lines(recording, signal)
+    if not lines:
+        raise ValueError(f"signal={signal!r} has no data in this recording")
+    names = _names(lines[-1])
+    above = 0.15 + 0.05 * max(map(len, (s.name for s in names)), default=0) if names else 0.0
+    sentence = textwrap.fill(profile_sentence(lines), 128)
+    head = 0.72 + 0.17 * (sentence.count("\n") + 1)
+    height = 1.0 + 3.5 + above + head
+    figure = new_figure(9.6, height)
+    figure.text(0.075, 1 - 0.38 / height, f"{NAMES[signal]} against depth", fontsize=14, fontweight="bold")
+    figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
+    axes = figure.add_axes((0.075, 1.0 / height, 0.885, 3.5 / height))
+    band = tuple(log10(np.array(lines[-1].profile.healthy_band))) if signal in FLOWING else (np.nan, np.nan)
+    low, high = span(*(log10(line.profile.values[_drawn(line)]) for line in lines), band)
+    decade_axis(axes, low, high)
+    depths = np.concatenate([line.profile.depth for line in lines])
+    direction = lines[-1].profile.direction
+    depth_axis(axes, depths, _FLOWS[direction] if signal in FLOWING else "depth, in order of execution")
+    axes.set_ylabel("rms")
+    if np.isfinite(band[0]):
+        axes.axhspan(*band, color=HEALTHY, linewidth=0, zorder=0, label="healthy band")
+    for line in lines:
+        _draw(axes, line)
+    if names:
+        _name_axis(axes, names)
+    _legend(figure, lines, bool(np.isfinite(band[0])))
+    return figure
+
+
+def _drawn(line: Line) -> NDArray[np.bool_]:
+    """Which sites of a line are drawn: the layers and the first sick site, at the last step all."""
+    if line.when in ("last", "only"):
+        return np.ones(len(line.profile.sites), dtype=bool)
+    sick = np.array([site == line.frontier for site in line.profile.sites], dtype=bool)
+    return np.asarray(line.profile.layers | sick)
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    p, when = line.profile, line.when
+    colour = _SHADES[p.direction][when]
+    y = log10(p.values)
+    layers = p.layers
+    if when in ("last", "only"):
+        axes.plot(p.depth[~layers], y[~layers], ".", color=colour, markersize=4, label="other sites")
+    axes.plot(
+        p.depth[layers],
+        y[layers],
+        color=colour,
+        linewidth=1.9,
+        linestyle=_DASHES[when],
+        marker=_MARKERS[when],
+        markersize=4.5,
+        markerfacecolor="white",
+        markevery=max(1, int(layers.sum()) // 14),
+        label=f"step {p.step}",
+    )
+    if line.frontier is not None:
+        at = p.sites.index(line.frontier)
+        low, high = axes.get_ylim()
+        height = y[at] if np.isfinite(y[at]) else low  # an exact 0 or nothing finite: at the floor of the picture
+        axes.plot(
+            [p.depth[at]],
+            [min(height, high)],
+            "X",
+            color=colour,
+            markersize=9,
+            markeredgecolor="white",
+            clip_on=False,
+            zorder=4,
+            label=f"first sick site at step {p.step}",
+        )
+
+
+def _names(line: Line) -> list[Site]:
+    """The sites whose names fit above the axes: the layers, if they are few and their names short; else none."""
+    layers = [s for s, layer in zip(line.profile.sites, line.profile.layers, strict=True) if layer]
+    fits = len(layers) <= _MOST_NAMES and all(len(s.name) <= _LONGEST_NAME for s in layers)
+    apart = len({s.depth for s in layers}) == len(layers)
+    return layers if fits and apart else []
+
+
+def _name_axis(axes: Axes, sites: list[Site]) -> None:
+    above = axes.secondary_xaxis("top")
+    above.set_xticks([s.depth for s in sites], [s.name for s in sites], rotation=50, ha="left", rotation_mode="anchor")
+    above.tick_params(length=2, pad=1, labelsize=7.5, labelcolor=SOFT)
+    above.spines["top"].set_visible(False)
+
+
+def _legend(figure: Figure, lines: tuple[Line, ...], band: bool) -> None:
+    handles: list[Line2D | Patch] = []
+    labels: list[str] = []
+    for line in lines:
+        p, when = line.profile, line.when
+        style = {"color": _SHADES[p.direction][when], "linestyle": _DASHES[when], "marker": _MARKERS[when]}
+        handles.append(Line2D([], [], linewidth=1.9, markersize=4.5, markerfacecolor="white", **style))  # type: ignore[arg-type]
+        labels.append(f"{when} step, {p.step}:  {signed(p.decades_per_layer)} decades per layer")
+    if band:
+        handles.append(Patch(facecolor=HEALTHY))
+        labels.append("healthy band of the last step")
+    if not lines[-1].profile.layers.all():
+        colour = _SHADES[lines[-1].profile.direction]["last"]
+        handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))
+        labels.append("other sites, last step")
+    if any(line.frontier for line in lines):
+        handles.append(Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white"))
+        labels.append("first sick site of a step")
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.8)

@@ -41,9 +41,9 @@ class Output:
     def print_document(self, document: dict[str, Any], text: str) -> None:
         """Print the JSON document, or the text in its place."""
         if self.json:
-            print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+            print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
         elif not self.quiet:
-            print(text)
+            print(text, flush=True)
 
     def print_report(self, report: Report, text: Callable[[], RenderableType]) -> None:
         """Print `index.json`, or the text and where the pictures are."""

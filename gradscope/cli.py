@@ -203,16 +203,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "sweep")
     try:
         code = app(arguments, prog_name=NAME, standalone_mode=False)
-        return code if isinstance(code, int) else OK
-    except typer.Exit as leave:
-        return int(leave.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else int(code or OK)
+    except (typer.Abort, KeyboardInterrupt):  # a typer that does not turn it into exit code 130
         return _say("interrupted", INTERRUPTED)
+    except SystemExit:  # typer's way out when the reader of a pipe has seen enough: `gradscope-report … | head`
+        return OK
     except _UsageError as error:
         return _say(error.format_message(), USAGE)
-    except BrokenPipeError:  # `gradscope-report … | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except Exception as error:
         if isinstance(error, (Mistake, *_mistakes())):
             return _say(str(error), USAGE)

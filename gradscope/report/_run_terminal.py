@@ -23,12 +23,13 @@ def run_text(recording: Recording) -> RenderableType:
         return Text("No step of this recording is complete yet.")
     profiles = {signal: recording.profile(signal) for signal in FLOWING if recording.sites_of(signal)}
     lines = [line for profile in profiles.values() for line in _lines(recording, profile)]
-    return Group(_table(recording, profiles), Text(), *lines)
+    last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
+    title = Text(f"Step {last}: rms at each site", style="bold")
+    return Group(title, _table(recording, profiles), Text(), *lines)
 
 
 def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
-    last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
-    table = Table(title=f"Step {last}: rms at each site", title_justify="left", title_style="bold", box=None)
+    table = Table(box=None)
     table.add_column("depth", justify="right")
     table.add_column("site", overflow="fold")
     table.add_column("role")

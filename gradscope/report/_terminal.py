@@ -35,17 +35,18 @@ def sweep_text(result: SweepResult) -> RenderableType:
     for depth, width in shapes:
         cells = [cell for cell in result.cells if (cell.depth, cell.width) == (depth, width)]
         where = f"{depth} layers of {width}" if len(shapes) > 1 else ""
-        parts += [_grid(cells, direction, where) for direction in DIRECTIONS]
+        for direction in DIRECTIONS:
+            title = f"{direction.capitalize()}: decades per layer" + (f", {where}" if where else "")
+            parts += [Text(title, style="bold"), _grid(cells, direction), Text()]
     marks = "* recommended for the activation    ✕ leaves float32: the slope is over the layers it holds"
     parts.append(Text(marks, style="dim"))
     return Group(*parts, *_findings(result.cells))
 
 
-def _grid(cells: Sequence[SweepCell], direction: Direction, where: str) -> Table:
+def _grid(cells: Sequence[SweepCell], direction: Direction) -> Table:
     inits = list(dict.fromkeys(c.init for c in cells))
     names = list(dict.fromkeys(c.activation for c in cells))
-    title = f"{direction.capitalize()}: decades per layer" + (f", {where}" if where else "")
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in names:
         table.add_column(name.replace("_", "\n"), justify="right", vertical="bottom")

@@ -179,6 +179,8 @@ def export(run: Run, to: To, out: ExportOut = _REPORTS, json: Json = False, quie
     writers = {"csv": export_csv, "npz": export_npz}
     if to not in writers:
         raise Mistake(f"--to must be csv or npz, not {to!r}")
+    if out.suffix in {f".{other}" for other in writers if other != to}:
+        raise Mistake(f"--out is {str(out)!r} and --to is {to}: give a directory or a file that ends in .{to}")
     path = out if out.suffix == f".{to}" else out / f"{run.stem}.{to}"
     recording = Recording.load(run)
     output = Output(out, json, quiet)
@@ -213,8 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, (Mistake, *_mistakes())):
             return _say(str(error), USAGE)
+        if _is_memory(error):
+            return _say(f"not enough memory ({error}): choose a smaller width, depth, batch or number of seeds", USAGE)
         bug = f"internal error: {type(error).__name__}: {error}; please report it to the project's issue tracker"
         return _say(f"{bug} (GRADSCOPE_DEBUG=1 shows the traceback)", INTERNAL)
+
+
+def _is_memory(error: Exception) -> bool:
+    """torch raises a RuntimeError on the CPU and an OutOfMemoryError, a kind of it, on a GPU."""
+    return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
 def _mistakes() -> tuple[type[BaseException], ...]:

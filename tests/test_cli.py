@@ -169,7 +169,7 @@ def test_show_draws_a_recording_and_names_its_first_sick_site(capsys: Capture, t
     assert main(["show", str(run), "--out", "shown"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     sick = gradscope.recording.frontier(recording.profile("activation_grad"))
-    assert f"first outside the healthy band (✕) at {sick.name}, depth {sick.depth}." in out
+    assert f"outside the healthy band (✕), first at {sick.name!r}, depth {sick.depth}." in out
     assert "11 pictures and index.json in shown/" in out
 
 

@@ -99,6 +99,7 @@ def test_micro_steps_merge_to_the_statistics_of_the_whole_batch(how: str) -> Non
             optimizer.zero_grad()
             for part in range(4):
                 _loss(scope, seed=4 * step + part, rows=3 + part).backward()
+                assert len(scope.recording.steps) == step  # looking does not split a step
             gradients.append(_rms([model[0].weight.grad]))
             optimizer.step()
             if how == "step":
@@ -133,7 +134,7 @@ def test_a_loop_without_optimizer_has_a_step_for_each_backward() -> None:
     with GradScope(_net()) as scope:
         for seed in range(5):
             _loss(scope, seed).backward()
-        assert scope.recording.steps.tolist() == [0, 1, 2, 3]
+            assert len(scope.recording.steps) == 0  # scope.step() might still join them
     assert scope.recording.steps.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -338,6 +339,57 @@ def test_the_activation_that_follows_is_found_through_norms_functions_and_module
     assert [found[f"layers.{i}"] for i in range(5)] == ["relu", "gelu", "softsign", "selu", None]
 
 
+def test_each_call_of_a_reused_layer_has_the_activation_that_follows_that_call() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(torch.tanh(self.a(nn.functional.gelu(self.a(x)))))
+
+    with GradScope(Net()) as scope:
+        scope(torch.randn(4, 4)).sum().backward()
+    found = {s.name: s.activation_after for s in scope.recording.sites_of("activation") if s.name.startswith("a")}
+    assert found == {"a": "gelu", "a#1": "tanh", "a#2": None}
+
+
+def test_an_in_place_activation_on_a_view_follows_its_layer() -> None:
+    with GradScope(nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.GELU())) as scope:
+        scope(torch.randn(2, 3, 4)).sum().backward()
+    found = {s.name: s.activation_after for s in scope.recording.sites_of("activation_grad")}
+    assert found == {"0": "relu", "1": None, "2": "gelu", "3": None}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(getattr(nn.functional, n), n) for n in ("relu", "leaky_relu", "relu6", "elu", "celu", "selu", "gelu", "silu")]
+    + [(getattr(nn.functional, n), n) for n in ("mish", "softplus", "hardtanh", "hardsigmoid", "hardswish")]
+    + [(torch.tanh, "tanh"), (torch.sigmoid, "sigmoid"), (torch.sin, "sin")]
+    + [
+        (lambda x: torch.softmax(x, -1), "softmax"),
+        (lambda x: nn.functional.leaky_relu(x, 0.2), "leaky_relu(0.2)"),
+        (lambda x: nn.functional.gelu(x, approximate="tanh"), "gelu_tanh"),
+        (lambda x: x * torch.sigmoid(x), "silu"),
+        (lambda x: x.clamp(min=0), "relu"),
+        (lambda x: torch.log_softmax(x, -1), None),
+    ],
+)
+def test_functional_activations_are_known_by_their_node(function: Any, name: str | None) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.layer(x))
+
+    with GradScope(Net()) as scope:
+        scope(torch.randn(4, 4)).sum().backward()
+    (site,) = [s for s in scope.recording.sites_of("activation") if s.name == "layer"]
+    assert site.activation_after == name
+
+
 def test_a_residual_sum_is_a_block_and_calls_of_a_reused_layer_are_sites() -> None:
     from tests.cases import CASES, call, total
 
@@ -379,12 +431,41 @@ def test_a_run_that_is_not_closed_keeps_its_last_step(tmp_path: Path) -> None:
     assert Recording.load(tmp_path / "run.gscope").steps.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("how", ["step", "optimizer"])
+def test_a_killed_run_keeps_every_step_that_was_closed_before_its_validation(how: str, tmp_path: Path) -> None:
+    script = (
+        "import os, signal, torch; from gradscope import GradScope\n"
+        "model = torch.nn.Linear(3, 3); optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        f"scope = GradScope(model, {'optimizer' if how == 'optimizer' else 'None'}, log='run.gscope')\n"
+        "for _ in range(3):\n"
+        "    scope(torch.ones(2, 3)).sum().backward(); optimizer.step()\n"
+        f"    {'scope.step()' if how == 'step' else 'pass'}\n"
+        f"{'' if how == 'step' else 'with torch.no_grad(): scope(torch.ones(2, 3))'}\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -9
+    assert Recording.load(tmp_path / "run.gscope").steps.tolist() == [0, 1, 2]
+
+
+def test_a_note_made_before_the_forward_belongs_to_the_step_that_begins() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradScope(model) as scope:
+        for epoch in range(3):
+            scope.note(epoch=epoch)
+            _loss(scope).backward()
+            optimizer.step()
+            scope.step()
+    assert scope.recording.notes("epoch").tolist() == [0, 1, 2]
+
+
 def test_the_recording_file_can_be_read_while_training_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "run.gscope"
     with GradScope(_net(), log=path) as scope:
         for seed in range(4):
             _loss(scope, seed).backward()
             scope.step()
+        # Whether an optimizer will still change the fourth is known when the next forward begins.
         assert Recording.load(path).steps.tolist() == [0, 1, 2]
     assert Recording.load(path).steps.tolist() == [0, 1, 2, 3]
     assert [p.name for p in tmp_path.iterdir()] == ["run.gscope"]
@@ -412,6 +493,10 @@ def test_print_shows_a_row_for_each_site_and_the_slopes() -> None:
         ({"sites": "layer*"}, "sites has 'layer.', which matches none of the model's 4 modules"),
         ({"sites": [3]}, "sites has 3; None, glob patterns"),
         ({"optimizer": 0.1}, "optimizer is of type float"),
+        (
+            {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())},
+            "optimizer holds none of the model's parameters",
+        ),
         ({"scaler": 2.0}, "scaler is of type float"),
         ({"loggers": [print]}, "loggers is .*leave it empty"),
     ],

@@ -6,12 +6,12 @@ import gzip
 import os
 import signal as signals
 import sqlite3
-import stat as file_modes
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -245,12 +245,11 @@ def as_nobody(method: str, path: Path) -> str:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Path:
-    """A folder that every user can enter."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest", "test")):
-            folder.chmod(folder.stat().st_mode | file_modes.S_IXOTH | file_modes.S_IROTH | file_modes.S_IXUSR)
-    return tmp_path
+def open_path() -> Iterator[Path]:
+    """A folder that every user can enter; pytest's own lie below one that is private."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def test_a_path_without_permission_is_one_sentence(open_path: Path) -> None:
@@ -285,7 +284,9 @@ def test_an_existing_path_is_replaced_only_when_asked_and_only_if_it_is_a_record
     path = tmp_path / "r"
     written(path).close()
     for make in (Recording.create, written(None).save):
-        with pytest.raises(RecordingError, match=r"r exists: choose another path, or pass overwrite=True"):
+        with pytest.raises(
+            RecordingError, match=r"r exists: choose another path, remove the file, or pass overwrite=True"
+        ):
             make(path)
         assert len(Recording.load(path).steps) == 3
     Recording.create(path, overwrite=True).close()
@@ -352,6 +353,7 @@ def test_a_log_left_by_a_killed_run_is_not_taken_for_the_new_file_s(tmp_path: Pa
 
 WRITE_ON = """
 import sys
+import tempfile
 import numpy as np
 from gradscope.recording import Recording
 from tests.recordings import fill, site, tensors

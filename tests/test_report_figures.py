@@ -119,8 +119,8 @@ def test_the_first_layer_outside_the_healthy_band_is_crossed() -> None:
 
 
 def test_layers_that_left_float32_are_not_drawn_and_the_end_is_marked() -> None:
-    found = cell(1.2, -1.0)
-    forward, backward = signal_vs_depth(found).axes
+    forward = signal_vs_depth(cell(1.2, 0.0)).axes[0]
+    backward = signal_vs_depth(cell(0.0, -1.0)).axes[1]
     y = line(forward, "median")[1]
     # The largest seed, 4 times the median, passes 3.4e38 at 10^(1.2·l) > 8.5e37: l = 32, which is layer 33.
     assert np.isfinite(y[:32]).all()
@@ -129,6 +129,15 @@ def test_layers_that_left_float32_are_not_drawn_and_the_end_is_marked() -> None:
     # Backward the smallest seed, a quarter of the median, passes 1e-36 at 36 layers from the output: layer 14.
     assert line(backward, "float32 ends")[0][0] == 14
     assert "overflows float32 from layer 33 up" in words(forward.figure)
+
+
+def test_a_gradient_that_passed_a_dead_forward_signal_is_neither_drawn_nor_measured() -> None:
+    found = cell(1.2, 0.0)
+    figure = signal_vs_depth(found)
+    y = line(figure.axes[1], "median")[1]
+    assert np.isfinite(y).tolist() == [False] * 49 + [True]  # only where it enters: layer 49's passed all that is inf
+    assert np.isnan(found.backward_decades)
+    assert "no gradient: the forward signal overflows float32 at layer 33" in words(figure).replace("\n", " ")
 
 
 def test_an_unstable_theory_is_called_no_forecast_and_a_stable_one_is_not() -> None:

@@ -40,13 +40,24 @@ def _hardtanh(node: Node) -> str:
     return "relu6" if float(node._saved_min_val) == 0.0 and float(node._saved_max_val) == 6.0 else "hardtanh"
 
 
+def _leaky_relu(node: Node) -> str:
+    slope = float(node._saved_negative_slope)
+    return "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
+
+
+def _clamp(node: Node) -> str | None:
+    return "relu" if node._saved_min == 0 and getattr(node, "_saved_max", None) is None else None
+
+
 def _gelu(node: Node) -> str:
     return "gelu_tanh" if node._saved_approximate == "tanh" else "gelu"
 
 
-_ACTIVATIONS: dict[str, str | Callable[[Node], str]] = {
+_ACTIVATIONS: dict[str, str | Callable[[Node], str | None]] = {
     "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
+    "LeakyRelu": _leaky_relu,
+    "Clamp": _clamp,
+    "ClampMin": _clamp,
     "PreluKernel": "prelu",
     "Hardtanh": _hardtanh,
     "Elu": _elu,
@@ -58,7 +69,6 @@ _ACTIVATIONS: dict[str, str | Callable[[Node], str]] = {
     "Tanh": "tanh",
     "Sigmoid": "sigmoid",
     "Softmax": "softmax",
-    "LogSoftmax": "softmax",
     "Hardsigmoid": "hardsigmoid",
     "Hardswish": "hardswish",
     "Sin": "sin",
@@ -120,6 +130,13 @@ def _first_activation(
         visited.update(following)
         for consumer in following:
             if (found := modules.get(consumer) or activation_of(consumer)) is not None:
-                return found
+                return "silu" if found == "sigmoid" and _gates_its_input(consumer, consumers) else found
         front = [c for c in following if _keeps_shape_of_signal(c)]
     return None
+
+
+def _gates_its_input(sigmoid: Node, consumers: Mapping[Node, list[Node]]) -> bool:
+    """x·sigmoid(x), written out."""
+    (source, _) = sigmoid.next_functions[0]
+    products = (c for c in consumers.get(sigmoid, ()) if _operation(c) == "Mul")
+    return any(source is other for product in products for other, _ in product.next_functions)

@@ -37,8 +37,9 @@ class GradScope:
 
     A step is one optimizer update. It is closed by `scope.step()`, called anywhere after its last backward; or by
     the `optimizer` given; or, with neither, by the first forward pass after a backward. A closed step is written
-    when the next forward pass begins, when the recording is read, or by `close()`. Forward passes without
-    gradient (`torch.no_grad()`), and those that no backward follows, belong to no step.
+    once it is known what the optimizer changed: at once, or when the next forward pass begins, the recording is
+    read, or by `close()`. Forward passes without gradient (`torch.no_grad()`), and those that no backward follows,
+    belong to no step.
 
     Args:
         model: the module to observe.
@@ -110,10 +111,11 @@ class GradScope:
         guarded_call(self._observer, self._stepper.close_by_call)
 
     def note(self, **facts: Any) -> None:
-        """Add facts (numbers, strings, one-entry tensors) to the step of the latest forward pass."""
-        step = self._stepper.latest()
-        if step is not None:
-            step.notes.update({k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in facts.items()})
+        """Add facts (numbers, strings, one-entry tensors) to the step of the latest forward pass.
+
+        Once that is written (`step()` was called after the optimizer's step), they belong to the next.
+        """
+        self._stepper.note({k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in facts.items()})
 
     @property
     def recording(self) -> Recording:
@@ -238,6 +240,10 @@ def _check(
         raise TypeError(f"model is {_article(model)}; GradScope observes a torch.nn.Module")
     if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
         raise TypeError(f"optimizer is {_article(optimizer)}; a torch.optim.Optimizer or None is allowed")
+    if optimizer is not None and not _shared(model, optimizer):
+        raise ValueError(
+            "optimizer holds none of the model's parameters; its step() would close steps it is no part of"
+        )
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise ValueError(f"every is {every!r}; None or a whole number from 1 is allowed")
     if isinstance(signals, str) or not signals:
@@ -260,6 +266,11 @@ def _check(
                 f"sites has {pattern!r}, which matches none of the model's {len(names)} modules"
                 f"{_nearest(pattern, names)}"
             )
+
+
+def _shared(model: nn.Module, optimizer: Any) -> bool:
+    own = {id(p) for p in model.parameters()}
+    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
 
 def _article(value: object) -> str:

@@ -11,6 +11,7 @@ Large tensors take several rows, which the host merges exactly; so do the micro-
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -31,7 +32,6 @@ ENTRIES_PER_ROW = 1 << 18
 """Larger tensors are read in pieces of this many entries: a float64 copy of 2 MiB stays in the cache."""
 
 _LOWEST, _OCTAVES = int(HISTOGRAM_EDGES[0]), int(HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0])
-_NATIVE = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 class Block:
@@ -103,14 +103,12 @@ class Arena:
         wide_range = tensor.dtype is torch.float64
         for part in _pieces(tensor):
             block, index = self._row(part.device)
-            piece = part if part.dtype in _NATIVE else part.double()  # eight-bit floats have few operations
-            if other is not None:
-                piece = part.double() - next(other)
-            if wide_range or block.host is None or not _reduce_on_cpu(piece, block, index):
-                _reduce_finite(piece, block.rows[index])
-            rows.parts.append((block, index, piece.numel()))
+            before = None if other is None else next(other)
+            if wide_range or block.host is None or not _reduce_on_cpu(part, before, block.host[index]):
+                _reduce_finite(part if before is None else part.double() - before, block.rows[index])
+            rows.parts.append((block, index, part.numel()))
             if self.histograms:
-                rows.histogram.append(_log2_histogram(piece))
+                rows.histogram.append(_log2_histogram(part if before is None else part.double() - before))
         return rows
 
     def absorb(self, other: Arena) -> None:
@@ -192,23 +190,35 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     return iter(flat.split(ENTRIES_PER_ROW))
 
 
-def _reduce_on_cpu(x: Tensor, block: Block, index: int) -> bool:
-    """Write the moments of a flat tensor whose squares float64 holds; False where an entry is not finite."""
-    low, high = torch.aminmax(x)
-    wide = x.to(torch.float64, copy=True)
-    zeros = x.numel() - _count_nonzero(x)
+class _Scratch(threading.local):
+    """Working memory of a thread: an allocation a tensor would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self.wide = torch.empty(ENTRIES_PER_ROW, dtype=torch.float64)
+        self.flags = torch.empty(ENTRIES_PER_ROW, dtype=torch.float32)
+
+
+_scratch: _Scratch | None = None
+
+
+def _reduce_on_cpu(x: Tensor, minus: Tensor | None, row: NDArray[np.float64]) -> bool:
+    """Write the moments of a flat tensor whose squares float64 holds; False where an entry is not finite.
+
+    The row is host memory, written and read through numpy: neither costs an op, or waits for one.
+    """
+    global _scratch
+    _scratch = _scratch or _Scratch()
+    entries = x.numel()
+    wide = _scratch.wide[:entries].copy_(x)
+    if minus is not None:
+        wide.sub_(minus)
+    low, high = torch.aminmax(x if minus is None and x.dtype is torch.float32 else wide)
+    nonzero = torch.ne(wide, 0, out=_scratch.flags[:entries]).sum()  # exact: a float32 counts to 2^24
     mean = wide.mean()
-    wide.sub_(mean)
-    torch.stack([mean, wide.dot(wide), low, high, zeros], out=block.rows[index, :5])
-    assert block.host is not None
-    row = block.host[index]  # the same memory as numpy: read without an op
-    return bool(math.isfinite(row[0]) and math.isfinite(row[1]))
-
-
-def _count_nonzero(x: Tensor) -> Tensor:
-    if x.numel() <= 1 << 12 or x.dtype is not torch.float32:
-        return torch.count_nonzero(x)
-    return torch.ne(x, 0, out=torch.empty_like(x)).sum()  # three times faster; exact up to 2^24 entries
+    m2 = torch.dot(wide.sub_(mean), wide)
+    row[0], row[1], row[2], row[3] = mean.numpy(), m2.numpy(), low.numpy(), high.numpy()
+    row[4] = entries - nonzero.numpy()
+    return math.isfinite(row[0]) and math.isfinite(row[1])
 
 
 def _reduce_finite(x: Tensor, row: Tensor) -> None:

@@ -32,6 +32,9 @@ class Clock(Protocol):
     def open_step(self) -> Step | None:
         """The step in progress, None between two steps."""
 
+    def write_what_is_sure(self) -> None:
+        """Nothing is being recorded now: a good moment to write."""
+
 
 class Observer:
     """All hooks of one scope on one model."""
@@ -100,6 +103,8 @@ class Observer:
     def _before_root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled() or self._suppressed or is_replaying():
             self._local.suppressed = self._suppressed + 1
+            if not is_replaying():
+                self._clock.write_what_is_sure()  # a validation may be long
             return
         forward = self._forward = self._clock.begin_forward(root=True)
         if not forward.step.due:
@@ -147,14 +152,18 @@ class Observer:
         inputs = tuple(floating_tensors(args))
         for i, tensor in enumerate(tensors):
             self._observe(forward, name, module, tensor, call, i, forward.depth, inputs)
-            forward.remember(tensor)
         if self._book.grew and tensors[0].grad_fn is not None:
             activation = activation_of_module(module)
             if activation is not None:
+                source = forward.source(inputs[0]) if inputs else None
+                if source is not None:
+                    forward.followed.setdefault(source, activation.name)
                 forward.activation_nodes[tensors[0].grad_fn] = activation.name
                 if inputs and inputs[0] is not tensors[0]:  # in place the input is the output by now
                     forward.fed_nodes[inputs[0].grad_fn] = activation.name
-            forward.layer_nodes.setdefault(name, tensors[0].grad_fn)
+            forward.layer_nodes[name, call] = tensors[0].grad_fn
+        for tensor in tensors:
+            forward.remember(tensor, (name, call))
 
     def _observe(
         self,
@@ -198,7 +207,7 @@ class Observer:
     def _note_following(self, forward: Forward, outputs: list[Any]) -> None:
         if self._book.grew:
             found = following_activations(outputs, forward.layer_nodes, forward.activation_nodes, forward.fed_nodes)
-            self._book.set_following(found)
+            self._book.set_following(found | forward.followed)
             self._book.grew = False
         forward.forget_graph()
 

@@ -143,10 +143,10 @@ class SiteBook:
             )
         )
 
-    def set_following(self, found: Mapping[str, str]) -> None:
-        """Write the activation that follows each module (by name) on its sites."""
+    def set_following(self, found: Mapping[tuple[str, int], str]) -> None:
+        """Write the activation that follows each call of a module on its sites; a parameter has its first call's."""
         for i, site in self._sites.items():
-            name = found.get(site.module)
+            name = found.get((site.module, site.call))
             if name is not None and site.activation_after is None and site.role != "activation":
                 self._sites[i] = dataclasses.replace(site, activation_after=name)
                 self._recording.replace_site(i, self._sites[i])

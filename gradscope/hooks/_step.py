@@ -55,10 +55,12 @@ class Forward:
         self.with_gradient: set[int] = set()
         self.hooked: set[str] = set()
         self.backward = False
-        self.layer_nodes: dict[str, Any] = {}
+        self.layer_nodes: dict[tuple[str, int], Any] = {}
+        self.followed: dict[tuple[str, int], str] = {}
+        """Module call -> the activation module that took its output."""
         self.activation_nodes: dict[Any, str] = {}
         self.fed_nodes: dict[Any, str] = {}
-        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
 
     def next_call(self, name: str) -> int:
         """Index of this call of the module, from 0."""
@@ -66,9 +68,14 @@ class Forward:
         self.calls[name] = call + 1
         return call
 
-    def remember(self, tensor: Tensor) -> None:
-        """A module returned this tensor, in its present version."""
-        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version)
+    def remember(self, tensor: Tensor, source: tuple[str, int]) -> None:
+        """This call of a module returned this tensor, in its present version."""
+        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, source)
+
+    def source(self, tensor: Tensor) -> tuple[str, int] | None:
+        """The call of a module that returned this very tensor, changed in place since or not."""
+        found = self._known.get(id(tensor))
+        return found[2] if found is not None and found[0]() is tensor else None
 
     def knows(self, tensor: Tensor) -> bool:
         """An earlier module returned this very tensor, and nothing changed it in place since."""
@@ -78,6 +85,7 @@ class Forward:
     def forget_graph(self) -> None:
         """Let go of the autograd nodes, which keep what their operations saved."""
         self.layer_nodes, self.activation_nodes, self.fed_nodes, self._known = {}, {}, {}, {}
+        self.followed = {}
 
 
 def joined(steps: list[Step]) -> Step:

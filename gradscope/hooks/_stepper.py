@@ -56,6 +56,7 @@ class Stepper:
         self._pool: dict[torch.device, list[Block]] = {}
         self._number = 0
         self._open: Step | None = None
+        self._early_notes: dict[str, Any] = {}
         self._closed: list[Step] = []
         """Closed, not yet written: the last one, or those that may turn out to be one."""
         self._mode: Mode = "optimizer" if optimizer else "unknown"
@@ -86,6 +87,7 @@ class Stepper:
         number = self._number + len(self._closed)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
         step = Step(number, self.due(number) or bool(self._closed), Arena(self._pool, self._histograms))
+        step.notes, self._early_notes = self._early_notes, {}
         step.scale = self._scale()
         if self._closed:  # nothing has changed since: the copy serves again
             step.before, self._closed[-1].before = self._closed[-1].before, []
@@ -124,10 +126,12 @@ class Stepper:
         self.close_step()
         if len(self._closed) > 1:
             self._closed = [joined(self._closed)]
+        self.write_closed(settled=False)
 
-    def latest(self) -> Step | None:
-        """The step that facts noted now belong to: that of the latest forward pass."""
-        return self._open or (self._closed[-1] if self._closed else None)
+    def note(self, facts: dict[str, Any]) -> None:
+        """Facts of the step of the latest forward pass, or, where that is written already, of the next."""
+        step = self._open or (self._closed[-1] if self._closed else None)
+        (self._early_notes if step is None else step.notes).update(facts)
 
     # The optimizer's own hooks
 
@@ -178,8 +182,7 @@ class Stepper:
 
     def write_what_is_sure(self) -> None:
         """Before somebody reads the recording in the middle of training."""
-        if self._closed:
-            self._mode = "each forward" if self._mode == "unknown" else self._mode
+        if self._mode != "unknown":  # else what is closed may be a part of one step yet
             self.write_closed(settled=False)
 
     def finish(self) -> None:

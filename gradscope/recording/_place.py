@@ -26,7 +26,9 @@ def check_free(path: Path, overwrite: bool) -> None:
     except OSError as e:
         raise RecordingError(f"recording {path} cannot be created: {e.strerror}") from e
     if size is not None and not overwrite:
-        raise RecordingError(f"{path} exists: choose another path, or pass overwrite=True to replace a recording")
+        raise RecordingError(
+            f"{path} exists: choose another path, remove the file, or pass overwrite=True where it is made"
+        )
     if size:
         with opened(path) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):

@@ -1,4 +1,4 @@
-"""A profile: one statistic of one signal against depth, and what is read off it (DESIGN.md, 1).
+"""A profile: one statistic of one signal against depth, and what is read off it.
 
 Everything here counts layers **in the direction the signal flows**: forward from the first site, backward
 from the last.
@@ -121,15 +121,17 @@ class Profile:
 
     @property
     def layers(self) -> NDArray[np.bool_]:
-        """Which sites count as layers, `(sites,)`: pre-activations; parameters of two or more dimensions.
+        """Which sites count as layers, `(sites,)`: pre-activations, of parameters those of two or more dimensions.
 
-        Where there are fewer than two of them, every site does.
+        Where there are fewer than two of them, every module does, by the first tensor of its output.
         """
         chosen = np.array(
             [len(s.shape) >= 2 if s.param is not None else s.role == "pre-activation" for s in self.sites],
             dtype=bool,
         )
-        return chosen if chosen.sum() >= 2 else np.ones(len(self.sites), dtype=bool)
+        if chosen.sum() >= 2:
+            return chosen
+        return np.array([s.output == 0 and s.role != "input" for s in self.sites], dtype=bool)
 
     @property
     def decades_per_layer(self) -> float:

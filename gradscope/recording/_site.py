@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Signal = Literal["activation", "activation_grad", "weight", "weight_grad", "update"]
-"""What kind of tensor is observed (DESIGN.md, 1)."""
+"""What kind of tensor is observed."""
 
 SIGNALS: tuple[Signal, ...] = get_args(Signal)
 

@@ -76,11 +76,27 @@ class SweepCell:
     @property
     def backward_decades(self) -> float:
         """Decades per layer, counted from the output, of the gradients of the pre-activations, likewise."""
-        return _median_slope(self.pre_grad, "backward")
+        return _median_slope(self.rms("backward"), "backward")
 
     def rms(self, direction: Direction) -> Array:
-        """Of the pre-activations (forward) or their gradients (backward), `(seeds, depth)`."""
-        return self.pre_grad if direction == "backward" else self.pre
+        """Of the pre-activations (forward) or their gradients (backward), `(seeds, depth)`.
+
+        A gradient that has passed a layer whose forward signal is not finite is NaN: the slope there is that of no
+        number, and what torch makes of it (1 for ReLU, 0.01 for leaky ReLU) would be drawn as if it were measured.
+        """
+        return np.where(self._gradient_lost, np.nan, self.pre_grad) if direction == "backward" else self.pre
+
+    def rms_after(self, direction: Direction) -> Array:
+        """The same after the activation function, `(seeds, depth)`; NaN in the last layer, which has none."""
+        return np.where(self._gradient_lost, np.nan, self.act_grad) if direction == "backward" else self.act
+
+    @property
+    def _gradient_lost(self) -> NDArray[np.bool_]:
+        lost = ~np.isfinite(self.pre)
+        lost[:, -1] = False  # the gradient enters behind the last layer's output
+        if self.activation == "identity":  # its slope is 1 whatever comes
+            lost[:] = False
+        return np.asarray(np.logical_or.accumulate(lost[:, ::-1], axis=1)[:, ::-1])
 
     def layers_alive(self, direction: Direction) -> LayersAlive:
         """How many layers are representable in every seed, and at which one float32 dies."""
@@ -90,8 +106,16 @@ class SweepCell:
         """log10 of rms where the signal enters over that where it leaves or was last alive, of the median seed."""
         return decades_lost(typical(self.rms(direction)), direction)
 
+    @property
+    def forward_lost_at(self) -> int | None:
+        """The first layer, from 1, whose forward signal is not finite: no gradient that passes it means anything."""
+        lost = np.flatnonzero(~np.isfinite(typical(self.pre)))
+        return int(lost[0]) + 1 if lost.size and self._gradient_lost.any() else None
+
     def sentence(self, direction: Direction) -> str:
         """What becomes of the signal, in words: `gradient shrinks 4.7×10³⁰ over 50 layers`."""
+        if direction == "backward" and (lost := self.forward_lost_at) is not None and self.depth > lost:
+            return f"no gradient: the forward signal overflows float32 at layer {lost}"
         return flow_sentence(typical(self.rms(direction)), direction)
 
 

@@ -69,7 +69,7 @@ def curve(cell: SweepCell, direction: Direction) -> Curve:
     """
     forward = direction == "forward"
     low, median, high = _quantiles(cell.rms(direction))
-    after = _quantiles(cell.act if forward else cell.act_grad)[1]
+    after = _quantiles(cell.rms_after(direction))[1]
     theory = np.full(cell.depth, np.nan)
     if cell.expected is not None:
         theory = np.where(cell.expected.valid, cell.expected.pre if forward else cell.expected.pre_grad, np.nan)

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.recording import Profile, Recording, Signal, Site, frontier
+from gradscope.recording import Profile, Recording, Signal, frontier
 from gradscope.report._run_curves import FLOWING, step_map, update_ratio
 from gradscope.report._words import NAMES, map_sentence, signed
 
@@ -33,21 +33,23 @@ def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
     table.add_column("depth", justify="right")
     table.add_column("site", overflow="fold")
     table.add_column("role")
-    for head in ("activation", "gradient", "update/weight"):
+    ratios = _ratios(recording)
+    for head in ("activation", "gradient", *(("update/weight",) if ratios else ())):
         table.add_column(head, justify="right")
     values = {signal: dict(zip(_names(p), p.values.tolist(), strict=True)) for signal, p in profiles.items()}
-    sick = {signal: frontier(profile) for signal, profile in profiles.items()}
-    ratios = _ratios(recording)
+    sick = {signal: _outside(profile) for signal, profile in profiles.items()}
     sites = {site.name: site for profile in profiles.values() for site in profile.sites}
     rows = sorted(sites.values(), key=lambda site: site.depth)
     half = _MOST_ROWS // 2
     for i, site in enumerate(rows):
         if len(rows) > _MOST_ROWS and half <= i < len(rows) - half:
             if i == half:
-                table.add_row("", f"… {len(rows) - 2 * half} more sites", "", "", "", "")
+                table.add_row("", f"… {len(rows) - 2 * half} more sites", "")
             continue
-        cells = [_value(values.get(s, {}).get(site.name), _is(sick.get(s), site)) for s in FLOWING]
-        table.add_row(str(site.depth), site.name, site.role, *cells, _value(ratios.get(site.name), False))
+        cells = [_value(values.get(s, {}).get(site.name), site.name in sick.get(s, ())) for s in FLOWING]
+        if ratios:
+            cells.append(_value(ratios.get(site.name), False))
+        table.add_row(str(site.depth), site.name, site.role, *cells)
     return table
 
 
@@ -55,8 +57,11 @@ def _names(profile: Profile) -> list[str]:
     return [site.name for site in profile.sites]
 
 
-def _is(sick: Site | None, site: Site) -> bool:
-    return sick is not None and sick.name == site.name
+def _outside(profile: Profile) -> set[str]:
+    """Names of the sites outside the healthy band; none where the signal enters as nothing."""
+    low, high = profile.healthy_band
+    inside = (profile.values >= low) & (profile.values <= high)
+    return {s.name for s, good in zip(profile.sites, inside, strict=True) if not good}
 
 
 def _value(value: float | None, sick: bool) -> Text:
@@ -80,7 +85,7 @@ def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
     first = frontier(profile)
     where = "in the healthy band everywhere"
     if first is not None:
-        where = f"first outside the healthy band (✕) at {first.name}, depth {first.depth}"
+        where = f"outside the healthy band (✕), first at {first.name!r}, depth {first.depth}"
     yield Text(f"{slope}, {where}.", style="" if first is None else "bold")
     shown = step_map(recording, signal)
     if shown.first_nonfinite is not None:

@@ -74,6 +74,11 @@ def _findings(cells: Sequence[SweepCell]) -> Iterator[RenderableType]:
     sick = [c for c in cells if activations.get(c.activation).scheme == c.init and _leaves(c)]
     yield from _list("Worst pairs", _worst(cells))
     yield from _list("Out of the healthy band even with the recommended scheme", sick)
+    if sick:
+        advice = (
+            "What helps there is more than initial weights: a norm layer, residual connections, another activation."
+        )
+        yield Text(advice, style="dim")
 
 
 def _list(title: str, cells: Sequence[SweepCell]) -> Iterator[RenderableType]:

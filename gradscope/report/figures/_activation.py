@@ -30,7 +30,7 @@ def activation_curve(activation: str | Activation) -> Figure:
     one logit less the log-sum-exp of the others, 256 units with N(0, 1) logits.
     """
     row = get(activation)
-    text = "\n".join(textwrap.fill(sentence, 108) for sentence in sentences(row))
+    text = "\n".join(textwrap.fill(sentence, 112) for sentence in sentences(row))
     head = 0.72 + 0.17 * (text.count("\n") + 1)  # inches; a line of text takes 0.17
     height = 0.85 + 2 * PANEL + 0.2 + head
     figure = new_figure(8.4, height)

@@ -21,7 +21,7 @@ from gradscope.report.figures._axes import corner_text, decade_axis, depth_axis,
 COLOURS: dict[Direction, str] = {"forward": BLUE, "backward": VERMILION}
 _FILLS: dict[Direction, str] = {"forward": "#a9cfe6", "backward": "#f2c3a3"}
 _MARKERS: dict[Direction, str] = {"forward": "o", "backward": "s"}
-_HEADS: dict[Direction, str] = {"forward": "Forward: activation", "backward": "Backward: gradient of the activation"}
+_HEADS: dict[Direction, str] = {"forward": "Forward: the signal at each layer", "backward": "Backward: its gradient"}
 _FLOWS: dict[Direction, str] = {
     "forward": "layer, in order of execution    (the signal flows →)",
     "backward": "layer, in order of execution    (← the gradient flows)",

@@ -137,7 +137,7 @@ def test_a_gradient_that_passed_a_dead_forward_signal_is_neither_drawn_nor_measu
     y = line(figure.axes[1], "median")[1]
     assert np.isfinite(y).tolist() == [False] * 49 + [True]  # only where it enters: layer 49's passed all that is inf
     assert np.isnan(found.backward_decades)
-    assert "no gradient: the forward signal overflows float32 at layer 33" in words(figure).replace("\n", " ")
+    assert "No gradient: the forward signal overflows float32 at layer 33" in words(figure).replace("\n", " ")
 
 
 def test_an_unstable_theory_is_called_no_forecast_and_a_stable_one_is_not() -> None:

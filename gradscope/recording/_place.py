@@ -26,9 +26,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     except OSError as e:
         raise RecordingError(f"recording {path} cannot be created: {e.strerror}") from e
     if size is not None and not overwrite:
-        raise RecordingError(
-            f"{path} exists: choose another path, remove the file, or pass overwrite=True where it is made"
-        )
+        raise RecordingError(f"{path} exists: choose another path, remove it, or pass overwrite=True where you can")
     if size:
         with opened(path) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):

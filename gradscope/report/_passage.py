@@ -39,7 +39,8 @@ class Passage:
         'The gradient shrinks 4.7×10³⁰ over 50 layers, out of the healthy band from layer 48.'
         """
         leaves = "" if self.frontier is None else f", out of the healthy band from layer {self.frontier}"
-        return f"The {self.sentence}{leaves}."
+        begins = f"N{self.sentence[1:]}" if self.sentence.startswith("no ") else f"The {self.sentence}"
+        return f"{begins}{leaves}."
 
     def data(self) -> dict[str, Any]:
         """The passage as plain values for `index.json`."""

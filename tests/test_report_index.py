@@ -210,7 +210,7 @@ def test_the_printed_table_of_a_run_names_the_first_sick_site() -> None:
     sites = recording.sites_of("activation_grad")
     sick = next(site for site, value in zip(sites[::-1], rms[::-1], strict=True) if value < rms[-1] / 10)
     said = " ".join(plain(run_text(recording)).split())
-    assert f"first outside the healthy band (✕) at {sick.name}, depth {sick.depth}." in said
+    assert f"outside the healthy band (✕), first at {sick.name!r}, depth {sick.depth}." in said
     assert "decades per layer over 6 layers" in said
     change = recording.values("update", "rms")[-1] / recording.values("weight", "rms")[-1]
     first = [s.name for s in recording.sites_of("update")].index("0.weight")

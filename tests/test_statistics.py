@@ -321,14 +321,17 @@ def test_a_cell_takes_the_median_of_its_seeds_slopes() -> None:
 def test_a_cell_says_how_many_layers_live_in_every_seed_and_where_float32_dies() -> None:
     forward = [[1.0, 1e20, np.inf, np.inf], [1.0, 1e19, 1e38, np.nan]]
     backward = [[0.0, 1e-37, 1e-20, 1.0], [0.0, 1e-30, 1e-20, 1.0]]
-    c = cell(forward, backward)
-    ahead, back = c.layers_alive("forward"), c.layers_alive("backward")
+    dying, living = cell(forward, backward), cell([[1.0] * 4] * 2, backward)
+    ahead, back = dying.layers_alive("forward"), living.layers_alive("backward")
     assert (ahead.alive, ahead.layers, ahead.dies_at, ahead.passed) == (2, 4, 3, 3)
     assert (back.alive, back.layers, back.dies_at, back.passed) == (2, 4, 2, 3)
-    assert c.decades_lost("forward") == pytest.approx(-np.log10((1e20 + 1e19) / 2))
-    assert c.decades_lost("backward") == pytest.approx(20.0)
-    assert c.sentence("forward") == "signal overflows float32 from layer 3 up"
-    assert c.sentence("backward") == "gradient is gone (under 10⁻³⁶) from layer 2 down"
+    assert dying.decades_lost("forward") == pytest.approx(-np.log10((1e20 + 1e19) / 2))
+    assert living.decades_lost("backward") == pytest.approx(20.0)
+    assert dying.sentence("forward") == "signal overflows float32 from layer 3 up"
+    assert living.sentence("backward") == "gradient is gone (under 10⁻³⁶) from layer 2 down"
+    # Where the forward signal died the gradient is no measurement: only the last layer, where it enters, is left.
+    assert dying.layers_alive("backward").alive == 1
+    assert dying.sentence("backward") == "no gradient: the forward signal overflows float32 at layer 3"
 
 
 def test_a_cell_where_all_live_says_so() -> None:

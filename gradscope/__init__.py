@@ -14,12 +14,14 @@ from gradscope._version import __version__ as __version__
 if TYPE_CHECKING:
     from gradscope import activations, init, theory
     from gradscope.experiments import SweepConfig, probe, sweep
-    from gradscope.hooks import GradScope
+    from gradscope.hooks import GradScope, NonFinite, NonFiniteError
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
 
 __all__ = [
     "GradScope",
     "GradScopeWarning",
+    "NonFinite",
+    "NonFiniteError",
     "Recording",
     "RecordingError",
     "SweepConfig",
@@ -33,6 +35,8 @@ __all__ = [
 _ROOMS = {
     "GradScope": "gradscope.hooks",
     "GradScopeWarning": "gradscope.recording",
+    "NonFinite": "gradscope.hooks",
+    "NonFiniteError": "gradscope.hooks",
     "Recording": "gradscope.recording",
     "RecordingError": "gradscope.recording",
     "SweepConfig": "gradscope.experiments",

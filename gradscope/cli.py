@@ -1,4 +1,4 @@
-"""`gradscope-report`: sweep, show, probe, activation, export.
+"""`gradscope-report`: sweep, show, probe, activation, export, merge.
 
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
@@ -94,6 +94,12 @@ Names = Annotated[
 ]
 To = Annotated[str, typer.Option(help="csv or npz.", show_default=False)]
 ExportOut = Annotated[Path, typer.Option(help="Directory, or a file that ends in .csv or .npz.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN.gscope...", help="The recordings of the ranks of one run.", show_default=False),
+]
+MergeOut = Annotated[Path, typer.Option(help="The file to write.", dir_okay=False, metavar="MERGED.gscope")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a recording that is there.")]
 _REPORTS = Path("reports")
 
 
@@ -188,6 +194,24 @@ def export(run: Run, to: To, out: ExportOut = _REPORTS, json: Json = False, quie
     writers[to](recording, path)
     text = f"{len(recording.steps)} steps of {len(recording.sites)} sites in {path}"
     output.print_document({"schema": 1, "kind": "export", "file": str(path)}, text)
+
+
+@app.command()
+def merge(runs: Runs, out: MergeOut, overwrite: Overwrite = False, json: Json = False, quiet: Quiet = False) -> None:
+    """Merge the recordings that the ranks of a distributed run had to write one by one."""
+    from gradscope.recording import merge_recordings
+
+    output = Output(out, json, quiet)
+    output.make_directory(out.parent)
+    try:
+        merged = merge_recordings(runs, out, overwrite=overwrite)
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+    steps, ranks = len(merged.steps), int(merged.facts["ranks"])
+    whole = int((merged.notes("ranks_merged") == ranks).sum())
+    text = f"{steps} steps of {len(merged.sites)} sites in {out}: {whole} of them merged over all {ranks} ranks"
+    document = {"schema": 1, "kind": "merge", "file": str(out), "ranks": ranks, "steps": steps, "steps_of_all": whole}
+    output.print_document(document, text)
 
 
 def _report_run(recording: Recording, output: Output) -> None:

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def _hook_tables(model: nn.Module) -> list[Any]:
     tables = [getattr(m, name) for m in model.modules() for name in vars(m) if name.endswith("_hooks")]
     tables += [p._post_accumulate_grad_hooks for p in model.parameters()]
     tables += [p._backward_hooks for p in model.parameters()]
-    return [t for t in tables if t]
+    return [hook for table in tables for hook in (table or {}).values()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -67,16 +68,18 @@ def test_close_leaves_no_hook_on_modules_parameters_inputs_or_optimizer(case: Ca
     model, inputs = case.model(), case.inputs()
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         inputs.requires_grad_()
+    if case.name == "lazy":
+        call(model, inputs)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    keys = list(model.state_dict())
+    keys, hooks = list(model.state_dict()), _hook_tables(model)
     for kind in (None, optimizer):
         with GradScope(model, kind) as scope:
             total(call(scope, inputs)).backward()
             optimizer.step()
             assert list(scope.state_dict()) == keys
-            assert _hook_tables(model)
-        assert not _hook_tables(model)
-        assert not inputs._backward_hooks
+            assert len(_hook_tables(model)) > len(hooks)
+        assert _hook_tables(model) == hooks
+        assert not any(t._backward_hooks for t in inputs) if isinstance(inputs, tuple) else not inputs._backward_hooks
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
 
@@ -100,13 +103,16 @@ def test_a_copy_of_an_observed_model_works_and_does_not_report(case: Case) -> No
     model = case.model()
     with GradScope(model, every=1) as scope:
         total(call(scope, case.inputs())).backward()
-        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twins = [copy.deepcopy(model)]
+        if case.name != "parametrizations":  # torch itself does not pickle these
+            twins.append(pickle.loads(pickle.dumps(model)))
+        for twin in twins:
             total(call(twin, case.inputs())).backward()
         scope.step()
         total(call(scope, case.inputs())).backward()
     assert scope.recording.steps.tolist() == [0, 1]
     counts = scope.recording.values("activation", "count")
-    assert (counts[0] == counts[1]).all()
+    assert np.array_equal(counts[0], counts[1], equal_nan=True)
 
 
 def test_an_error_inside_gradscope_warns_once_and_training_goes_on() -> None:

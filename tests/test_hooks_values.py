@@ -17,7 +17,9 @@ from gradscope.hooks._moments import Arena
 from gradscope.recording import STATISTICS, Moments, Recording
 from tests.cases import CASES, Case, call, total
 
-LEAVES = [c for c in CASES if "checkpoint" not in c.name and "view" not in c.name]
+# Checkpointing repeats calls, a fused path makes none, and the oracle cannot see below a change in place.
+_OTHERS = ("checkpoint", "view", "segments", "part changed", "frozen encoder", "lazy")
+LEAVES = [c for c in CASES if not any(word in c.name for word in _OTHERS)]
 
 
 def close(measured: float, expected: float, rel: float = 1e-5) -> bool:
@@ -40,13 +42,15 @@ class Oracle:
         self.gradient: dict[str, Tensor] = {}
         self.calls: dict[str, int] = defaultdict(int)
         for name, module in model.named_modules():
-            if not list(module.children()):
+            if not list(module.children()) and "parametrizations" not in name:
                 module.register_forward_hook(lambda m, i, o, name=name or "<root>": self._see(name, o))
 
     def _see(self, name: str, output: Any) -> None:
         call = self.calls[name]
         self.calls[name] += 1
         for i, tensor in enumerate(_floating(output)):
+            if tensor.dim() == 0:
+                continue
             full = (f"{name}#{call}" if call else name) + (f"[{i}]" if i else "")
             self.activation[full] = tensor.detach().clone()
             if tensor.requires_grad:
@@ -65,7 +69,8 @@ def _compare(recording: Recording, signal: str, expected: dict[str, Tensor], exa
     for stat in STATISTICS:
         row = recording.values(signal, stat)[0]
         for name, tensor in expected.items():
-            oracle = STATISTICS[stat].function(Moments.from_array(tensor.double().numpy()))[0]
+            values = tensor.double().to_dense() if tensor.is_sparse else tensor.double()
+            oracle = STATISTICS[stat].function(Moments.from_array(values.numpy()))[0]
             assert close(row[column[name]], oracle), (signal, stat, name, row[column[name]], oracle)
 
 
@@ -123,7 +128,7 @@ def _moments(x: Tensor, minus: Tensor | None = None, branchless: bool = False) -
     if branchless:  # as on a GPU, where no value may be read
         arena._row(x.device)[0].host = None
     rows = arena.observe(x, minus)
-    arena.to_host()
+    arena.send()
     return arena.read([rows])
 
 

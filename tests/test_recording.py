@@ -500,3 +500,41 @@ def test_a_round_trip_through_the_file_is_exact(
         moments = q.moments("weight", i)[1]
         for name, want in (("mean", mean), ("std", std), ("min", low), ("max", high)):
             np.testing.assert_array_equal(getattr(moments, name), want)
+
+
+BITS = arrays(np.uint64, 3, elements=st.integers(0, 2**64 - 1)).map(lambda bits: bits.view(np.float64))
+COLUMN = (
+    BITS  # NaNs with any payload, subnormals, both zeros
+    | arrays(np.float64, 3, elements=st.floats(width=32))
+    | arrays(np.float64, 3, elements=st.sampled_from([0.0, -0.0, 5e-324, -5e-324, np.nan, -np.nan, np.inf, 2.0**-149]))
+)
+WHOLE = arrays(np.int64, 3, elements=st.integers(0, 2**63 - 1) | st.integers(0, 300))
+NOTES = st.dictionaries(
+    st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+)
+
+
+@reproducibly
+@given(st.booleans(), NOTES, st.lists(COLUMN, min_size=4, max_size=4), st.lists(WHOLE, min_size=4, max_size=4), WHOLE)
+def test_a_step_record_comes_back_from_the_file_bit_by_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    skipped: bool,
+    notes: dict[str, float | int | str | bool | None],
+    floats: list[np.ndarray],
+    ints: list[np.ndarray],
+    counts: np.ndarray,
+) -> None:
+    path = tmp_path_factory.mktemp("bits") / "r.gscope"
+    moments = Moments(ints[0], *floats, *ints[1:])
+    with Recording.create(path) as r:
+        ids = np.array([r.add_site(site("weight", i)) for i in range(3)])
+        histogram = np.zeros((3, 64), np.int64)
+        histogram[:, 5] = counts
+        r.append(StepRecord(7, skipped, notes, {"weight": (ids, moments)}, {"weight": (ids, histogram)}))
+    q = Recording.load(path)
+    assert (q.steps.tolist(), q.skipped.tolist(), q.notes_at(0)) == ([7], [skipped], notes)
+    assert [type(value) for value in q.notes_at(0).values()] == [type(value) for value in notes.values()]
+    for name in ("count", "mean", "std", "min", "max", "zeros", "nans", "infs"):
+        assert getattr(q.moments("weight")[1], name).tobytes() == getattr(moments, name).tobytes()
+    for i in range(3):
+        np.testing.assert_array_equal(q.histogram("weight", f"layers.{i}")[1], histogram[i])

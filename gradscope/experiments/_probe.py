@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscope.hooks import GradScope
 from gradscope.hooks._guard import alone
-from gradscope.hooks._sites import floating_tensors
+from gradscope.hooks._tensors import floating_tensors
 from gradscope.init._untouched import run, untouched
 from gradscope.recording import Recording
 
@@ -49,6 +49,8 @@ def probe(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; probe takes a torch.nn.Module")
+    if any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        raise ValueError("model has parameters without a shape; run it once on an input, then probe it")
     if target is not None and loss_fn is None:
         raise ValueError("target is given without loss_fn; give loss_fn, or leave both out")
     scope = GradScope(model, every=1, signals=("activation", "activation_grad", "weight", "weight_grad"))

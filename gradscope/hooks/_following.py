@@ -87,36 +87,49 @@ def activation_of(node: Node) -> str | None:
     return found(node) if callable(found) else found
 
 
+class Consumers:
+    """Who takes what each node of the graph below some outputs gives."""
+
+    def __init__(self, outputs: Iterable[Node]) -> None:
+        self._consumers: dict[Node, list[Node]] = {}
+        self._nodes: set[Node] = set()
+        todo = [node for node in outputs if node is not None]
+        while todo:
+            node = todo.pop()
+            if node in self._nodes:
+                continue
+            self._nodes.add(node)
+            for source, _ in node.next_functions:
+                if source is not None:
+                    self._consumers.setdefault(source, []).append(node)
+                    todo.append(source)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._nodes
+
+    def of(self, node: Node) -> list[Node]:
+        """The nodes that use this one's output."""
+        return self._consumers.get(node, [])
+
+
 def following_activations(
-    outputs: Iterable[Node], layers: Mapping[K, Node], modules: Mapping[Node, str], fed: Mapping[Node, str]
+    consumers: Consumers, layers: Mapping[K, Node], modules: Mapping[Node, str], fed: Mapping[Node, str]
 ) -> dict[K, str]:
-    """For each layer, the activation that follows its output, from the graph below `outputs`.
+    """For each layer, the activation that follows its output.
 
     Args:
-        outputs: the `grad_fn` of the model's outputs.
+        consumers: of the graph below the model's outputs.
         layers: key -> `grad_fn` of that layer's output when it was returned.
         modules: `grad_fn` of the output of each activation module -> the activation's name.
         fed: `grad_fn` of its input -> the same: a module may compute its activation from other functions.
     """
-    consumers: dict[Node, list[Node]] = {}
-    seen: set[Node] = set()
-    todo = [node for node in outputs if node is not None]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for source, _ in node.next_functions:
-            if source is not None:
-                consumers.setdefault(source, []).append(node)
-                todo.append(source)
     found = {key: _first_activation(node, consumers, modules, fed) for key, node in layers.items()}
     return {key: name for key, name in found.items() if name is not None}
 
 
 def _first_activation(
     node: Node,
-    consumers: Mapping[Node, list[Node]],
+    consumers: Consumers,
     modules: Mapping[Node, str],
     fed: Mapping[Node, str],
     limit: int = 12,
@@ -126,7 +139,7 @@ def _first_activation(
         for reached in front:
             if (found := fed.get(reached)) is not None:
                 return found
-        following = [c for n in front for c in consumers.get(n, ()) if c not in visited]
+        following = [c for n in front for c in consumers.of(n) if c not in visited]
         visited.update(following)
         for consumer in following:
             if (found := modules.get(consumer) or activation_of(consumer)) is not None:
@@ -135,8 +148,8 @@ def _first_activation(
     return None
 
 
-def _gates_its_input(sigmoid: Node, consumers: Mapping[Node, list[Node]]) -> bool:
+def _gates_its_input(sigmoid: Node, consumers: Consumers) -> bool:
     """x·sigmoid(x), written out."""
     (source, _) = sigmoid.next_functions[0]
-    products = (c for c in consumers.get(sigmoid, ()) if _operation(c) == "Mul")
+    products = (c for c in consumers.of(sigmoid) if _operation(c) == "Mul")
     return any(source is other for product in products for other, _ in product.next_functions)

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import atexit
-import difflib
+import copy
 import os
-import platform
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from gradscope._version import __version__
+from gradscope.hooks._arguments import Arguments, check, facts_of, optimizers_of
+from gradscope.hooks._distributed import unwrapped
+from gradscope.hooks._dump import kept
 from gradscope.hooks._guard import Hook, Removable, guarded_call
+from gradscope.hooks._merging import Merging
+from gradscope.hooks._nonfinite import NonFinite, NonFiniteError, OnNonFinite
 from gradscope.hooks._observer import Observer
-from gradscope.hooks._parameters import Parameters
-from gradscope.hooks._sites import ROOT, SiteBook, SiteFilter, site_filter
+from gradscope.hooks._outlet import Outlet
+from gradscope.hooks._parameters import Parameters, held_by
+from gradscope.hooks._ranks import Ranks
+from gradscope.hooks._sites import SiteBook, SiteFilter, site_filter
 from gradscope.hooks._stepper import Stepper
-from gradscope.recording import SIGNALS, GradScopeWarning, Recording, Signal, Site, step_table
+from gradscope.hooks._unobserved import Unobserved
+from gradscope.hooks._validation import Validation
+from gradscope.recording import SIGNALS, GradScopeWarning, Recording, Signal, step_table
 
-_OWN = frozenset({"model", "_recording", "_observer", "_stepper", "_handles", "_open", "__weakref__"})
+_OWN = frozenset(
+    {
+        "model",
+        "_book",
+        "_observer",
+        "_outlet",
+        "_stepper",
+        "_unobserved",
+        "_validation",
+        "_merging",
+        "_handles",
+        "_open",
+    }
+    | {"__weakref__"}
+)
 
 
 class GradScope:
@@ -36,22 +58,36 @@ class GradScope:
     gradients and trained parameters are bit-identical.
 
     A step is one optimizer update. It is closed by `scope.step()`, called anywhere after its last backward; or by
-    the `optimizer` given; or, with neither, by the first forward pass after a backward. A closed step is written
-    once it is known what the optimizer changed: at once, or when the next forward pass begins, the recording is
-    read, or by `close()`. Forward passes without gradient (`torch.no_grad()`), and those that no backward follows,
-    belong to no step.
+    the `optimizer` given; or, with neither, by the first forward pass after an optimizer of the loop has run (after
+    a backward, where none ever runs). A closed step is written once it is known what the optimizer changed: at once,
+    or when the next forward pass begins, the recording is read, or by `close()`. Forward passes without gradient
+    (`torch.no_grad()`), and those that no backward follows, belong to no step.
+
+    A model in DistributedDataParallel, or with `fully_shard` or tensor-parallel parameters, is recorded over all its
+    ranks: each has to make the scope and to close it, every rank's recording holds the statistics of the global
+    batch, and rank 0 writes `log`.
 
     Args:
-        model: the module to observe.
+        model: the module to observe. Sites have the names of the plain model, also below a wrapper
+            (DistributedDataParallel, torch.compile).
         optimizer: its `step()` then closes a step, and `weight_grad` is what it finds (after clipping, after
             averaging over ranks); without it `weight_grad` is what the last backward left, before any clipping.
+            Of several each closes a step, or shares the one that the first has closed where no forward lies between.
         every: record each `every`-th step; None records each of the first 100 and then each tenth.
         signals: which of `activation`, `activation_grad`, `weight`, `weight_grad`, `update` to record.
         sites: None for all; glob patterns over module names (`"layers.*"`); or a predicate on `Site`.
         histograms: also count the entries by their power of two.
-        scaler: a `torch.amp.GradScaler`; its factor is divided out of the recorded gradients.
+        scaler: a `torch.amp.GradScaler`; its factor is divided out of the recorded gradients, and noted.
         log: path of the recording file; without it the recording lives in a temporary database.
         loggers: must be empty in this version.
+        functional: make functional activations (`F.relu`, `x.sigmoid()`, `scaled_dot_product_attention`) sites too,
+            named `module:function`. Costs a Python call for every torch function that the model calls.
+        validation: record forward passes without gradient apart, in `scope.validation`
+            (`run.validation.gscope` beside `run.gscope`).
+        on_nonfinite: watch every step for NaN and infinity, also those that are not due, and at the first one
+            `"warn"`; or `"raise"` a `NonFiniteError` before the optimizer's step; or `"dump"` the batch to a file and
+            warn. The 20 steps before it are recorded then, due or not. The last two wait for the device at each step.
+        process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the sentence names it.
@@ -69,7 +105,7 @@ class GradScope:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         every: int | None = None,
         signals: Sequence[Signal] = SIGNALS,
         sites: str | Sequence[str] | SiteFilter | None = None,
@@ -77,25 +113,66 @@ class GradScope:
         scaler: Any = None,
         log: str | os.PathLike[str] | None = None,
         loggers: Sequence[Any] = (),
+        *,
+        functional: bool = False,
+        validation: bool = False,
+        on_nonfinite: OnNonFinite | None = None,
+        process_group: Any = "auto",
     ) -> None:
-        _check(model, optimizer, every, signals, sites, scaler, loggers)
-        chosen = frozenset(signals)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is of type {type(model).__name__}; GradScope observes a torch.nn.Module")
+        plain = unwrapped(model)
+        optimizers = optimizers_of(optimizer)
+        given = Arguments(plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite)
+        check(given)
+        ranks = Ranks.of(model, process_group)
         self.model = model
-        self._recording = Recording.create(log, facts=_facts(model, optimizer, every, signals))
-        book = SiteBook(self._recording, chosen, site_filter(sites))
-        at_step = optimizer is not None
-        parameters = Parameters(model, book, gradients_at_step=at_step)
-        self._stepper = Stepper(
-            self._recording, parameters, every=every, histograms=histograms, optimizer=at_step, scaler=scaler
+        place = log if ranks is None or ranks.rank == 0 else None
+        self._book = _book(Recording.create(place, facts=facts_of(given) | _rank_facts(ranks)), signals, sites)
+        self._unobserved = Unobserved()
+        self._merging = None if ranks is None else Merging(ranks, self._book, log)
+        self._outlet = Outlet(
+            self._book,
+            self._unobserved,
+            on_nonfinite=on_nonfinite,
+            ranks=self._merging,
+            whole_model=sites is None,
         )
-        self._observer = Observer(model, book, self._stepper, parameters, gradients_at_step=at_step)
+        parameters = Parameters(
+            plain,
+            self._book,
+            self._unobserved,
+            at_step=bool(optimizers),
+            ranks=ranks,
+        )
+        self._stepper = Stepper(
+            self._outlet,
+            parameters,
+            every=every,
+            histograms=histograms,
+            optimizers=len(optimizers),
+            scaler=scaler,
+            watch=on_nonfinite is not None,
+        )
+        self._validation = None
+        if validation:
+            apart = Recording.create(_apart(place), facts=facts_of(given) | {"source": "validation"})
+            self._validation = Validation(_book(apart, signals, sites), self._stepper)
+        self._observer = Observer(
+            plain,
+            self._book,
+            self._stepper,
+            parameters,
+            self._unobserved,
+            keep_batch=kept if on_nonfinite == "dump" else None,
+            functional=functional,
+            validation=self._validation,
+            gradients_settle=ranks is not None,
+            averaged_over=1 if ranks is None else ranks.averaged_over,
+        )
         self._stepper.after_last_write = self._observer.end_step
-        self._handles: list[Removable] = []
-        if optimizer is not None:
-            before = partial(_before_optimizer, self._observer, self._stepper)
-            after = partial(_after_optimizer, self._observer, self._stepper)
-            self._handles.append(optimizer.register_step_pre_hook(Hook(before)))
-            self._handles.append(optimizer.register_step_post_hook(Hook(after)))
+        self._stepper.in_step = ranks is None
+        self._handles = _on_optimizers(optimizers, self._observer, self._stepper)
         self._open = True
         _OPEN.add(self)
 
@@ -105,6 +182,9 @@ class GradScope:
         """Close the step in progress, before or after the optimizer's step; `loss` is noted with it.
 
         Not needed where an `optimizer` was given, whose step closes it; then only the loss is noted.
+
+        Raises:
+            NonFiniteError: something in the step is not finite, and `on_nonfinite="raise"`.
         """
         if loss is not None:
             self.note(loss=loss)
@@ -120,9 +200,33 @@ class GradScope:
     @property
     def recording(self) -> Recording:
         """What was recorded so far: every step that is complete."""
-        if self._open:
-            guarded_call(self._observer, self._stepper.write_what_is_sure)
-        return self._recording
+        if self._open and (self._merging is None or not self._merging.together):
+            guarded_call(self._observer, self._write_what_is_sure)
+        return self._book.recording
+
+    def _write_what_is_sure(self) -> None:
+        self._stepper.write_what_is_sure()
+        self._outlet.flush(wait=True)
+
+    @property
+    def validation(self) -> Recording | None:
+        """The forward passes without gradient, where `validation=True`.
+
+        A step of it is all of those between two training steps; its number is how many of these had been made.
+        """
+        if self._validation is not None and self._open:
+            guarded_call(self._observer, self._validation.write)
+        return None if self._validation is None else self._validation.book.recording
+
+    @property
+    def first_nonfinite(self) -> NonFinite | None:
+        """Where the first NaN or infinity of a recorded (or watched) step appeared, None where none has."""
+        return self._outlet.first
+
+    @property
+    def unobserved(self) -> dict[str, str]:
+        """What could not be observed: name of a module, site or parameter -> why."""
+        return dict(self._unobserved.reasons)
 
     def close(self) -> None:
         """Remove every hook and finish the recording; the step in progress is kept if its backward is done."""
@@ -130,15 +234,28 @@ class GradScope:
             return
         self._open = False
         _OPEN.discard(self)
+        self._observer.detach()
+        for handle in self._handles:
+            handle.remove()
         try:  # also after an error stopped the observing: what was complete before it is kept
             self._stepper.finish()
-            self._recording.close()
+        except NonFiniteError:
+            raise
         except Exception as error:
             warnings.warn(f"GradScope could not finish the recording: {error}", GradScopeWarning, stacklevel=2)
         finally:
-            self._observer.detach()
-            for handle in self._handles:
-                handle.remove()
+            self._close_files()
+
+    def _close_files(self) -> None:
+        try:
+            if self._validation is not None:
+                self._validation.write()
+                self._validation.book.recording.close()
+            self._book.recording.close()
+            if self._merging is not None:
+                self._merging.close()
+        except Exception as error:
+            warnings.warn(f"GradScope could not finish the recording: {error}", GradScopeWarning, stacklevel=3)
 
     def __enter__(self) -> GradScope:
         return self
@@ -146,7 +263,11 @@ class GradScope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        self.close()
+        try:
+            self.close()
+        except NonFiniteError:
+            if error is None:
+                raise
         return False
 
     def __str__(self) -> str:
@@ -154,7 +275,7 @@ class GradScope:
 
     def __repr__(self) -> str:
         state = "observing" if self._open and not self._observer.detached else "closed"
-        return f"<GradScope of {type(self.model).__name__}, {state}, {len(self._recording.steps)} steps recorded>"
+        return f"<GradScope of {type(self.model).__name__}, {state}, {len(self._book.recording.steps)} steps recorded>"
 
     # The proxy
 
@@ -184,6 +305,18 @@ class GradScope:
     def __bool__(self) -> bool:
         return True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """A copy of the model: the copy is not observed."""
+        return copy.deepcopy(self.model, memo)
+
+    def __reduce__(self) -> tuple[Callable[[nn.Module], nn.Module], tuple[nn.Module]]:
+        return _itself, (self.model,)
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    """What a pickled scope is when it comes back: its model."""
+    return model
+
 
 _OPEN: weakref.WeakSet[GradScope] = weakref.WeakSet()
 
@@ -192,7 +325,48 @@ _OPEN: weakref.WeakSet[GradScope] = weakref.WeakSet()
 def _close_all() -> None:
     """A script that ends without `close()` loses nothing."""
     for scope in list(_OPEN):
-        scope.close()
+        try:
+            scope.close()
+        except NonFiniteError as error:
+            warnings.warn(str(error), GradScopeWarning, stacklevel=1)
+
+
+def _book(recording: Recording, signals: Sequence[Signal], sites: Any) -> SiteBook:
+    return SiteBook(recording, frozenset(signals), site_filter(sites))
+
+
+def _apart(log: str | os.PathLike[str] | None) -> Path | None:
+    """Where the validation is recorded."""
+    return None if log is None else Path(log).with_name(f"{Path(log).stem}.validation{Path(log).suffix}")
+
+
+def _rank_facts(ranks: Ranks | None) -> dict[str, Any]:
+    if ranks is None:
+        return {}
+    return {"rank": ranks.rank, "ranks": ranks.size, "sharded": ranks.sharded}
+
+
+# The optimizers
+
+
+def _on_optimizers(given: Sequence[torch.optim.Optimizer], observer: Observer, stepper: Stepper) -> list[Removable]:
+    handles: list[Removable] = []
+    for optimizer in given:
+        before = partial(_before_optimizer, observer, stepper)
+        after = partial(_after_optimizer, observer, stepper)
+        handles.append(optimizer.register_step_pre_hook(Hook(before)))
+        handles.append(optimizer.register_step_post_hook(Hook(after)))
+    if not given:  # torch tells of every optimizer's step; that shall not keep our observer, and the model, alive
+        both = weakref.ref(observer), weakref.ref(stepper)
+        handles.append(register_optimizer_step_pre_hook(Hook(partial(_before_foreign, *both))))
+        handles.append(register_optimizer_step_post_hook(Hook(partial(_after_foreign, *both))))
+        weakref.finalize(observer, _remove, handles)
+    return handles
+
+
+def _remove(handles: list[Removable]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def _before_optimizer(observer: Observer, stepper: Stepper, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -203,80 +377,17 @@ def _after_optimizer(observer: Observer, stepper: Stepper, *_: Any) -> None:
     guarded_call(observer, stepper.after_optimizer)
 
 
-def _facts(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, every: int | None, signals: Sequence[Signal]
-) -> dict[str, Any]:
-    parameters = list(model.parameters())
-    return {
-        "source": "training",
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter)),
-        "device": ", ".join(sorted({str(p.device) for p in parameters})),
-        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-        "optimizer": None if optimizer is None else type(optimizer).__name__,
-        "weight_grad": "as the last backward left it, before clipping"
-        if optimizer is None
-        else "as the optimizer found it, after clipping",
-        "every": every,
-        "signals": list(signals),
-        "seed": torch.initial_seed(),
-        "gradscope": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _check(
-    model: object,
-    optimizer: object,
-    every: object,
-    signals: Sequence[str],
-    sites: str | Sequence[str] | Callable[[Site], bool] | None,
-    scaler: object,
-    loggers: Sequence[Any],
+def _before_foreign(
+    observer: weakref.ref[Observer], stepper: weakref.ref[Stepper], optimizer: torch.optim.Optimizer, *_: Any
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {_article(model)}; GradScope observes a torch.nn.Module")
-    if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
-        raise TypeError(f"optimizer is {_article(optimizer)}; a torch.optim.Optimizer or None is allowed")
-    if optimizer is not None and not _shared(model, optimizer):
-        raise ValueError(
-            "optimizer holds none of the model's parameters; its step() would close steps it is no part of"
-        )
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"every is {every!r}; None or a whole number from 1 is allowed")
-    if isinstance(signals, str) or not signals:
-        raise ValueError(f"signals is {signals!r}; a sequence of some of {', '.join(SIGNALS)} is allowed")
-    for signal in signals:
-        if signal not in SIGNALS:
-            raise ValueError(f"signals has {signal!r}; {', '.join(SIGNALS)} are allowed{_nearest(signal, SIGNALS)}")
-    if scaler is not None and not (hasattr(scaler, "get_scale") and hasattr(scaler, "is_enabled")):
-        raise TypeError(f"scaler is {_article(scaler)}; a torch.amp.GradScaler or None is allowed")
-    if len(loggers):
-        raise ValueError(f"loggers is {loggers!r}; this version has none: leave it empty")
-    if sites is None or callable(sites):
-        return
-    names = [name or ROOT for name, _ in model.named_modules()]
-    for pattern in (sites,) if isinstance(sites, str) else sites:
-        if not isinstance(pattern, str):
-            raise TypeError(f"sites has {pattern!r}; None, glob patterns over module names or a predicate are allowed")
-        if not any(site_filter(pattern)(Site("activation", n, n, "")) for n in names):  # type: ignore[misc]
-            raise ValueError(
-                f"sites has {pattern!r}, which matches none of the model's {len(names)} modules"
-                f"{_nearest(pattern, names)}"
-            )
+    seen, clock = observer(), stepper()
+    if seen is not None and clock is not None and seen.observes(parameters := held_by(optimizer)):
+        guarded_call(seen, partial(clock.before_foreign, optimizer, parameters))
 
 
-def _shared(model: nn.Module, optimizer: Any) -> bool:
-    own = {id(p) for p in model.parameters()}
-    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
-
-
-def _article(value: object) -> str:
-    return f"of type {type(value).__name__}"
-
-
-def _nearest(value: object, allowed: Sequence[str]) -> str:
-    found = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
-    return f"; did you mean {found[0]!r}?" if found else ""
+def _after_foreign(
+    observer: weakref.ref[Observer], stepper: weakref.ref[Stepper], optimizer: torch.optim.Optimizer, *_: Any
+) -> None:
+    seen, clock = observer(), stepper()
+    if seen is not None and clock is not None and seen.observes(held_by(optimizer)):
+        guarded_call(seen, clock.after_foreign)

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from gradscope.hooks._compiled import BetweenGraphs
+from gradscope.hooks._nonfinite import NonFiniteError
+from gradscope.hooks._tensors import unseen_by_modes
 from gradscope.recording import GradScopeWarning
 
 P = ParamSpec("P")
@@ -53,7 +56,10 @@ def guarded_call(observer: Listener, function: Callable[[], R]) -> R | None:
     if observer.detached or (_alone is not None and _alone is not observer):
         return None
     try:
-        return function()
+        with unseen_by_modes():
+            return function()
+    except NonFiniteError:
+        raise  # asked for, and no error of ours
     except Exception as error:
         observer.detach()
         warnings.warn(
@@ -82,16 +88,10 @@ def _left_behind() -> Callable[..., None]:
     return _nothing
 
 
-class Hook:
+class Hook(BetweenGraphs):
     """A callable for torch's hook tables that never returns a value and is left behind by copies and pickles."""
 
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._function(*args, **kwargs)
+    __slots__ = ()
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
         return _nothing

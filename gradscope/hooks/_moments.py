@@ -20,25 +20,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscope.hooks._distributed import local_part
+from gradscope.hooks._histogram import log2_histogram
+from gradscope.hooks._tensors import is_distributed
 from gradscope.recording import Moments
-from gradscope.recording._moments import HISTOGRAM_EDGES
 
 COLUMNS = ("mean", "m2", "min", "max", "zeros", "scale", "nans", "infs")
 WIDTH = len(COLUMNS)
-_FRESH_ROW = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+_FRESH_ROW = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")
 
 ROWS_PER_BLOCK = 512
 ENTRIES_PER_ROW = 1 << 18
 """Larger tensors are read in pieces of this many entries: a float64 copy of 2 MiB stays in the cache."""
-
-_LOWEST, _OCTAVES = int(HISTOGRAM_EDGES[0]), int(HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0])
 
 
 class Block:
     """One buffer of rows on one device; on the CPU also seen as numpy, so that a row is read without an op."""
 
     def __init__(self, device: torch.device) -> None:
-        self.rows = torch.empty((ROWS_PER_BLOCK, WIDTH), dtype=torch.float64, device=device)
+        with torch.inference_mode(False):  # else no later step could write into it
+            self.rows = torch.empty((ROWS_PER_BLOCK, WIDTH), dtype=torch.float64, device=device)
         self.host: NDArray[np.float64] | None = self.rows.numpy() if device.type == "cpu" else None
         self.used = 0
         self.clear()
@@ -50,19 +51,26 @@ class Block:
 
 @dataclass
 class Rows:
-    """Which rows of an arena belong to one tensor: `(block, row, entries)` each."""
+    """Which rows of an arena belong to one tensor: `(block, row, entries)` each; none for one without entries."""
 
     parts: list[tuple[Block, int, int]] = field(default_factory=list)
     constant_zeros: int = 0
     """Entries of a sparse tensor that are not stored, hence 0."""
     histogram: list[Tensor] = field(default_factory=list)
+    own: bool = True
+    """These entries are this rank's to report: no other rank has them too."""
 
     def __add__(self, other: Rows) -> Rows:
         return Rows(
             self.parts + other.parts,
             self.constant_zeros + other.constant_zeros,
             self.histogram + other.histogram,
+            self.own and other.own,
         )
+
+    def some_not_finite(self) -> bool:
+        """Whether an entry is NaN or infinite, where that can be told without waiting for a device."""
+        return any(b.host is not None and bool(b.host[i, 6] or b.host[i, 7]) for b, i, _ in self.parts)
 
 
 class Arena:
@@ -72,6 +80,7 @@ class Arena:
         self._pool = pool
         self._blocks: dict[torch.device, list[Block]] = {}
         self._host: dict[int, NDArray[np.float64]] = {}
+        self._sent: list[torch.cuda.Event] = []
         self.histograms = histograms
 
     def _row(self, device: torch.device) -> tuple[Block, int]:
@@ -83,18 +92,26 @@ class Arena:
         block.used += 1
         return block, block.used - 1
 
-    def observe(self, tensor: Tensor, minus: Tensor | None = None) -> Rows | None:
-        """Reduce a floating tensor (minus another of the same shape) to rows; None where there is nothing to reduce."""
+    def observe(self, tensor: Tensor, minus: Tensor | None = None, unit: Tensor | float | None = None) -> Rows | None:
+        """Reduce a floating tensor (minus another of the same shape) to rows.
+
+        Histograms are of the entries over `unit`; moments are divided later, on the host. None where a sharded
+        tensor has no value yet.
+        """
         tensor = tensor.detach()
         rows = Rows()
+        if is_distributed(tensor):
+            part, rows.own = local_part(tensor)
+            if part is None:
+                return None
+            tensor = part
+            minus = None if minus is None else local_part(minus)[0]
         if tensor.layout is torch.sparse_coo:
             stored = tensor.coalesce().values()
             rows.constant_zeros = tensor.numel() - stored.numel()
             tensor = stored
-        elif tensor.layout is not torch.strided:
-            return None
-        if not tensor.is_floating_point() or (tensor.numel() == 0 and rows.constant_zeros == 0):
-            return None
+        if tensor.numel() == 0:
+            return rows
         other = None
         if minus is not None:
             if minus.stride() != tensor.stride():  # pieces are taken in memory order: it must be the same one
@@ -108,7 +125,8 @@ class Arena:
                 _reduce_finite(part if before is None else part.double() - before, block.rows[index])
             rows.parts.append((block, index, part.numel()))
             if self.histograms:
-                rows.histogram.append(_log2_histogram(part if before is None else part.double() - before))
+                counted = part if before is None else part.double() - before
+                rows.histogram.append(_log2_histogram(counted if unit is None else counted.double() / unit))
         return rows
 
     def absorb(self, other: Arena) -> None:
@@ -117,24 +135,57 @@ class Arena:
             self._blocks.setdefault(device, [])[:0] = blocks  # in front: the last block is the one being filled
         other._blocks = {}
 
-    def to_host(self) -> None:
-        """One transfer per device; after it `read` knows every row."""
+    def send(self) -> None:
+        """Start the one transfer of each device to the host; nothing waits for it here."""
+        self._host, self._sent = {}, []
         for device, blocks in self._blocks.items():
-            used = [block.rows[: block.used] for block in blocks]
-            host = torch.cat(used).cpu().numpy() if device.type != "cpu" else torch.cat(used).numpy()
+            if device.type == "cpu":
+                self._host |= {id(block): block.rows.numpy() for block in blocks}
+                continue
+            used = torch.cat([block.rows[: block.used] for block in blocks])
+            host = torch.empty(used.shape, dtype=used.dtype, pin_memory=device.type == "cuda")
+            host.copy_(used, non_blocking=True)
+            if device.type == "cuda":
+                event = torch.cuda.Event()
+                event.record(torch.cuda.current_stream(device))
+                self._sent.append(event)
             start = 0
             for block in blocks:
-                self._host[id(block)] = host[start : start + block.used]
+                self._host[id(block)] = host[start : start + block.used].numpy()
                 start += block.used
 
+    def arrived(self) -> bool:
+        """Whether `read` has to wait for nothing."""
+        return all(event.query() for event in self._sent)
+
     def read(self, rows: list[Rows]) -> Moments:
-        """The moments of each tensor, its rows merged, in the given order (after `to_host`)."""
-        merged: Moments | None = None
-        longest = max((len(r.parts) + bool(r.constant_zeros) for r in rows), default=0)
-        for k in range(longest):
-            layer = _columns([self._part(r, k) for r in rows])
-            merged = layer if merged is None else Moments.merge(merged, layer)
-        return _columns([]) if merged is None else merged
+        """The moments of each tensor, its rows merged, in the given order (after `send`)."""
+        self._wait()
+        merged = _columns([self._part(r, 0) for r in rows])
+        for k in range(1, max((len(r.parts) + bool(r.constant_zeros) for r in rows), default=0)):
+            merged = Moments.merge(merged, _columns([self._part(r, k) for r in rows]))
+        return merged
+
+    def all_finite(self) -> bool:
+        """Whether no row has a NaN or an infinity (after `send`; waits for what is under way)."""
+        self._wait()
+        return not any(table[: block.used, 6:].any() for block, table in self._on_host())
+
+    def _on_host(self) -> Iterator[tuple[Block, NDArray[np.float64]]]:
+        for blocks in self._blocks.values():
+            for block in blocks:
+                yield block, self._host[id(block)]
+
+    def _wait(self) -> None:
+        for event in self._sent:
+            event.synchronize()
+        self._sent = []
+
+    def nonfinite(self, rows: Rows) -> tuple[int, int, int]:
+        """Of one tensor: its NaNs, its infinities and all its entries (after `send`, and once it has arrived)."""
+        table = [self._host[id(block)][index] for block, index, _ in rows.parts]
+        entries = rows.constant_zeros + sum(n for _, _, n in rows.parts)
+        return int(sum(row[6] for row in table)), int(sum(row[7] for row in table)), entries
 
     def _part(self, rows: Rows, k: int) -> tuple[int, NDArray[np.float64]] | None:
         if k < len(rows.parts):
@@ -150,7 +201,7 @@ class Arena:
             for block in blocks:
                 block.clear()
             self._pool.setdefault(device, []).extend(blocks)
-        self._blocks, self._host = {}, {}
+        self._blocks, self._host, self._sent = {}, {}, []
 
 
 def _columns(parts: list[tuple[int, NDArray[np.float64]] | None]) -> Moments:
@@ -194,8 +245,12 @@ class _Scratch(threading.local):
     """Working memory of a thread: an allocation a tensor would cost more than the arithmetic."""
 
     def __init__(self) -> None:
-        self.wide = torch.empty(ENTRIES_PER_ROW, dtype=torch.float64)
-        self.flags = {dtype: torch.empty(ENTRIES_PER_ROW, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+        with torch.inference_mode(False):
+            self.wide = torch.empty(ENTRIES_PER_ROW, dtype=torch.float64, device="cpu")
+            self.flags = {
+                dtype: torch.empty(ENTRIES_PER_ROW, dtype=dtype, device="cpu")
+                for dtype in (torch.float32, torch.float64)
+            }
 
 
 _scratch: _Scratch | None = None
@@ -244,8 +299,4 @@ def _reduce_finite(x: Tensor, row: Tensor) -> None:
 
 def _log2_histogram(x: Tensor) -> Tensor:
     """Counts of the finite, non-zero entries by log2|x|, `(64,)` int64 over `HISTOGRAM_EDGES`."""
-    _, exponent = torch.frexp(x.double())  # |x| lies in [2^(exponent − 1), 2^exponent)
-    bins = ((exponent - 1 - _LOWEST) // _OCTAVES).clamp_(0, len(HISTOGRAM_EDGES) - 2)
-    counted = torch.isfinite(x) & (x != 0)
-    counts = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device=x.device)
-    return counts.scatter_add_(0, bins.long(), counted.long())
+    return log2_histogram(x)

@@ -2,67 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
+import torch
 from torch import Tensor, nn
 
+from gradscope.hooks._clipping import sample
+from gradscope.hooks._distributed import parameters_at_rest
+from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import SiteBook, is_lazy
 from gradscope.hooks._step import Forward, Step
+from gradscope.hooks._tensors import why_unreadable
+from gradscope.hooks._unobserved import Unobserved
 
 
 class Parameters:
-    """Reads the parameters of a model into the rows of a step."""
+    """Reads the parameters of a model into the rows of a step.
 
-    def __init__(self, model: nn.Module, book: SiteBook, *, gradients_at_step: bool) -> None:
+    Args:
+        model: whose parameters.
+        book: has their sites.
+        unobserved: told which cannot be read.
+        at_step: an optimizer was given: gradients are read as it finds them, updates as it leaves them.
+        ranks: where several hold the same parameter, one of them reports it.
+    """
+
+    def __init__(
+        self, model: nn.Module, book: SiteBook, unobserved: Unobserved, *, at_step: bool, ranks: Ranks | None = None
+    ) -> None:
+        self.at_step = at_step
         self._model = model
         self._book = book
-        self._gradients_at_step = gradients_at_step
+        self._unobserved = unobserved
+        self._ranks = ranks
 
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        for name, parameter in self._model.named_parameters():
-            if not is_lazy(parameter):
-                yield name, self._model.get_submodule(name.rpartition(".")[0]), parameter
+    def named(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
+        """Name, owner and parameter, each parameter once."""
+        return (found for found in parameters_at_rest(self._model) if not is_lazy(found[2]))
+
+    def gradients_gone(self) -> bool:
+        """Whether no parameter has a gradient any more: they were thrown away."""
+        return all(parameter.grad is None for _, _, parameter in self.named())
 
     def read_weights(self, step: Step) -> None:
         """The parameters as the forward used them, and a copy of what an optimizer may change."""
         if step.weights_read:
             return
         step.weights_read = True
-        for name, module, parameter in self._named_parameters():
-            site = self._book.parameter("weight", name, module, parameter)
+        for name, module, parameter in self.named():
+            site = self._site("weight", name, module, parameter)
             if site is not None and (rows := step.arena.observe(parameter)) is not None:
+                rows.own = self._owns(parameter)
                 step.weights.append((site, rows))
-        if not self._gradients_at_step:
+        if not self.at_step:
             self.keep_before(step)
 
     def keep_before(self, step: Step) -> None:
         """Copy the trainable parameters, so that the update is known when the optimizer has changed them."""
         if step.before:
             return
-        for name, module, parameter in self._named_parameters():
+        for name, module, parameter in self.named():
             if parameter.requires_grad:
-                site = self._book.parameter("update", name, module, parameter)
+                site = self._site("update", name, module, parameter)
                 if site is not None:
                     step.before.append((site, parameter, parameter.detach().clone()))
 
-    def read_gradients(self, step: Step) -> None:
-        """The parameters' gradients as they are now."""
+    def read_gradients(self, step: Step, only: Container[int] | None = None) -> None:
+        """The parameters' gradients as they are now, of all or of those whose id is given."""
         if step.forwards:
-            for name, _, parameter in self._named_parameters():
-                self.read_gradient(step.forwards[-1], name, parameter)
+            for name, module, parameter in self.named():
+                if only is None or id(parameter) in only:
+                    self.read_gradient(step.forwards[-1], name, parameter, module)
 
-    def read_gradient(self, forward: Forward, name: str, parameter: Tensor) -> None:
+    def read_gradient(self, forward: Forward, name: str, parameter: Tensor, module: nn.Module | None = None) -> None:
         """One parameter's gradient as it is now; what was read of it before in this forward is replaced."""
-        if parameter.grad is None:
+        gradient = parameter.grad
+        if gradient is None:
             return
-        module = self._model.get_submodule(name.rpartition(".")[0])
-        site = self._book.parameter("weight_grad", name, module, parameter)
-        if site is not None and (rows := forward.step.arena.observe(parameter.grad)) is not None:
-            forward.weight_grads[site] = rows
+        if module is None:
+            module = self._model.get_submodule(name.rpartition(".")[0])
+        site = self._site("weight_grad", name, module, parameter)
+        if site is None or (reason := why_unreadable(gradient)) is not None:
+            if site is not None and reason:
+                self._unobserved.add(name, f"its gradient is {reason}")
+            return
+        step = forward.step
+        unit = None if step.unscaled_weight_grads else step.scale
+        rows = step.arena.observe(gradient, unit=unit)
+        if rows is None:
+            self._unobserved.add(name, "its gradient is a partial sum, which no rank has whole")
+            return
+        rows.own = self._owns(gradient)
+        forward.weight_grads[site] = rows
+
+    def sample_before(self, step: Step, name: str, parameter: Tensor) -> None:
+        """A few entries of a gradient as the last backward left it, to know a clipping by."""
+        if (entries := sample(parameter.grad)) is not None:
+            step.clip.before[name] = entries
+
+    def sample_after(self, step: Step, only: Container[int]) -> None:
+        """The same entries as an optimizer finds them."""
+        for name, _, parameter in self.named():
+            if id(parameter) in only and (entries := sample(parameter.grad)) is not None:
+                step.clip.after[name] = entries
 
     def read_updates(self, step: Step) -> None:
         """What the optimizer has added to each parameter since `keep_before`."""
         for site, parameter, before in step.before:
             if parameter.shape == before.shape and (rows := step.arena.observe(parameter, before)) is not None:
+                rows.own = self._owns(parameter)
                 step.updates.append((site, rows))
         step.before = []
+
+    def _owns(self, tensor: Tensor) -> bool:
+        return self._ranks is None or self._ranks.owns(tensor)
+
+    def _site(self, signal: str, name: str, module: nn.Module, parameter: Tensor) -> int | None:
+        reason = why_unreadable(parameter)
+        if reason is None and not parameter.is_floating_point():
+            reason = f"of dtype {str(parameter.dtype).removeprefix('torch.')}"
+        if reason is not None:
+            self._unobserved.add(name, reason)
+            return None
+        return self._book.parameter(signal, name, module, parameter)  # type: ignore[arg-type]
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Ids of the parameters that an optimizer changes."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}

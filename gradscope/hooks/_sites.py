@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.init import fans
-from gradscope.init._operations import activation_of_module
+from gradscope.init._operations import activation_of_call, activation_of_module
 from gradscope.recording import Recording, Role, Signal, Site
 
 ROOT = "<root>"
@@ -32,8 +32,22 @@ def role_of(module: nn.Module, output: Tensor | None = None) -> Role:
         return "activation"
     if isinstance(module, _NORMS) or type(module).__name__.endswith(("LayerNorm", "RMSNorm", "BatchNorm")):
         return "norm"
-    summed = output is not None and output.grad_fn is not None and output.grad_fn.name().startswith("AddBackward")
+    summed = output is not None and output.grad_fn is not None and _is_sum(output.grad_fn)
     return "block" if summed and any(True for _ in module.children()) else "other"
+
+
+def _is_sum(node: Any) -> bool:
+    """Whether the node adds two tensors; below a view that was changed in place, whether it took two."""
+    if node.name().startswith("AddBackward"):
+        return True
+    changed = node.next_functions[0][0] if node.next_functions else None
+    return changed is not None and changed.name().endswith("CopySlices") and len(changed.next_functions) == 2
+
+
+def class_name(module: nn.Module) -> str:
+    """Name of a module's class, and not of the one that `fully_shard` puts in its place."""
+    own = [c for c in type(module).__mro__ if not any(base.__name__ == "FSDPModule" for base in c.__mro__)]
+    return own[0].__name__
 
 
 def fans_of(module: nn.Module, param: str | None = None) -> tuple[float | None, float | None]:
@@ -52,20 +66,10 @@ def fans_of(module: nn.Module, param: str | None = None) -> tuple[float | None, 
     return float(found.fan_in), float(found.fan_out)
 
 
-def floating_tensors(value: Any) -> Iterator[Tensor]:
-    """The floating tensors of a module's output, in order: in tuples, lists, mappings and dataclasses, nested."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from floating_tensors(item)
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        for item in value:
-            yield from floating_tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for item in dataclasses.fields(value):
-            yield from floating_tensors(getattr(value, item.name))
+def call_name(name: str, call: int, output: int) -> str:
+    """Name of the site of one output of one call."""
+    full = f"{name}#{call}" if call else name
+    return f"{full}[{output}]" if output else full
 
 
 def site_filter(sites: str | Sequence[str] | SiteFilter | None) -> SiteFilter | None:
@@ -80,7 +84,7 @@ class SiteBook:
     """The sites seen so far: key -> id in the recording, None where the filter leaves a site out."""
 
     def __init__(self, recording: Recording, signals: frozenset[Signal], chosen: SiteFilter | None) -> None:
-        self._recording = recording
+        self.recording = recording
         self._signals = signals
         self._chosen = chosen
         self._ids: dict[tuple[Signal, str], int | None] = {}
@@ -89,27 +93,39 @@ class SiteBook:
         self.grew = False
 
     def call(
-        self, signal: Signal, name: str, module: nn.Module, call: int, output: int, depth: int, tensor: Tensor
+        self,
+        signal: Signal,
+        name: str,
+        module: nn.Module,
+        call: int,
+        output: int,
+        depth: int,
+        tensor: Tensor,
+        function: str | None = None,
     ) -> int | None:
-        """Id of the site of one output tensor of one call of a module."""
+        """Id of the site of one output tensor of one call of a module, or of a function called in it."""
         if signal not in self._signals:
             return None
-        full = f"{name}#{call}" if call else name
-        full = f"{full}[{output}]" if output else full
+        full = call_name(name, call, output)
         key = (signal, full)
         if key in self._ids:
             return self._ids[key]
         self._depth.setdefault(name, depth)
-        fan_in, fan_out = (None, None) if name == INPUT else fans_of(module)
+        kind, role = function or class_name(module), role_of(module, tensor)
+        fan_in, fan_out = (None, None) if name == INPUT or function else fans_of(module)
+        if name == INPUT:
+            kind, role = "input", "input"
+        elif function:
+            role = "activation" if activation_of_call(function, (), {}) or function.startswith("cl") else "other"
         return self._enter(
             Site(
                 signal=signal,
                 name=full,
-                module=name,
-                module_type="input" if name == INPUT else type(module).__name__,
+                module=name.rpartition(":")[0] if function else name,
+                module_type=kind,
                 call=call,
                 output=output,
-                role="input" if name == INPUT else role_of(module, tensor),
+                role=role,
                 depth=depth,
                 fan_in=fan_in,
                 fan_out=fan_out,
@@ -124,7 +140,7 @@ class SiteBook:
             return None
         key = (signal, name)
         if key in self._ids:
-            return self._ids[key]
+            return self._unfrozen(self._ids[key], parameter)
         owner, _, param = name.rpartition(".")
         fan_in, fan_out = fans_of(module, param)
         return self._enter(
@@ -132,7 +148,7 @@ class SiteBook:
                 signal=signal,
                 name=name,
                 module=owner or ROOT,
-                module_type=type(module).__name__,
+                module_type=class_name(module),
                 param=param,
                 role=role_of(module),
                 depth=self._depth_of(owner),
@@ -147,13 +163,46 @@ class SiteBook:
         """Write the activation that follows each call of a module on its sites; a parameter has its first call's."""
         for i, site in self._sites.items():
             name = found.get((site.module, site.call))
-            if name is not None and site.activation_after is None and site.role != "activation":
+            of_function = ":" in site.name.removeprefix(site.module)
+            if name is not None and site.activation_after is None and site.role != "activation" and not of_function:
                 self._sites[i] = dataclasses.replace(site, activation_after=name)
-                self._recording.replace_site(i, self._sites[i])
+                self.recording.replace_site(i, self._sites[i])
+
+    def go_on_in(self, recording: Recording) -> None:
+        """From here on the sites are those of another recording, with the same ids."""
+        for number in sorted(self._sites):
+            if recording.add_site(self._sites[number]) != number:
+                raise RuntimeError("a site has another id in the new recording")
+        self.recording.close()
+        self.recording = recording
+
+    def enter(self, site: Site) -> int:
+        """Id of a site that was met on another rank."""
+        key = (site.signal, site.name)
+        if self._ids.get(key) is None:
+            self._ids[key] = self.recording.add_site(site)
+            self._sites[self._ids[key] or 0] = site
+        return self._ids[key] or 0
+
+    @property
+    def sites(self) -> Mapping[int, Site]:
+        """By id."""
+        return self._sites
+
+    def knows(self, signal: Signal, name: str) -> bool:
+        """Whether the site was met before, taken or left out."""
+        return (signal, name) in self._ids
+
+    def _unfrozen(self, number: int | None, parameter: Tensor) -> int | None:
+        """The same id; a parameter that is trained from now on, or no longer, is said to be so."""
+        if number is not None and self._sites[number].trainable != parameter.requires_grad:
+            self._sites[number] = dataclasses.replace(self._sites[number], trainable=parameter.requires_grad)
+            self.recording.replace_site(number, self._sites[number])
+        return number
 
     def _enter(self, site: Site) -> int | None:
         taken = self._chosen is None or self._chosen(site)
-        number = self._recording.add_site(site) if taken else None
+        number = self.recording.add_site(site) if taken else None
         self._ids[site.signal, site.name] = number
         if number is not None:
             self._sites[number] = site

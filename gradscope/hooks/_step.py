@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscope.hooks._clipping import ClipSamples
 from gradscope.hooks._moments import Arena, Rows
-from gradscope.recording import Moments, Signal, StepRecord
 
 
 @dataclass
@@ -23,13 +19,17 @@ class Step:
 
     number: int
     due: bool
+    """It goes into the recording."""
     arena: Arena
+    watched: bool = False
+    """Its moments are taken also where it is not due."""
     forwards: list[Forward] = field(default_factory=list)
     weights: list[tuple[int, Rows]] = field(default_factory=list)
     weights_read: bool = False
     updates: list[tuple[int, Rows]] = field(default_factory=list)
     before: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
     """Update site, parameter, and its value before the optimizer's step."""
+    clip: ClipSamples = field(default_factory=ClipSamples)
     notes: dict[str, Any] = field(default_factory=dict)
     backward: bool = False
     closed: bool = False
@@ -37,7 +37,18 @@ class Step:
     scale: Tensor | float | None = None
     """The gradient scaler's factor when the step began."""
     unscaled_weight_grads: bool = False
+    stepped: bool = False
+    """An optimizer that holds parameters of the model has run."""
     skipped: bool = False
+
+    @property
+    def observed(self) -> bool:
+        """Whether moments are taken in it."""
+        return self.due or self.watched
+
+    def counted_forwards(self) -> list[Forward]:
+        """The forward passes that count: those that a backward followed, where any did."""
+        return [f for f in self.forwards if f.backward] or self.forwards
 
 
 class Forward:
@@ -49,10 +60,16 @@ class Forward:
         self.thread = threading.get_ident()
         self.calls: dict[str, int] = {}
         self.depth = 0
+        self.batch: Any = None
+        """The model's inputs, where they may have to be dumped."""
         self.activations: list[tuple[int, Rows]] = []
-        self.activation_grads: list[tuple[int, Rows]] = []
+        self.gradients: dict[int, Rows] = {}
+        """In the order in which the backward reached the sites."""
+        self.provisional: set[int] = set()
+        """Gradient sites that only a backward with `create_graph` has reached."""
         self.weight_grads: dict[int, Rows] = {}
-        self.with_gradient: set[int] = set()
+        self.input_rows: dict[int, Rows] = {}
+        """Activation site -> rows of the module's inputs, where no site has them and its output is not finite."""
         self.hooked: set[str] = set()
         self.backward = False
         self.layer_nodes: dict[tuple[str, int], Any] = {}
@@ -60,6 +77,10 @@ class Forward:
         """Module call -> the activation module that took its output."""
         self.activation_nodes: dict[Any, str] = {}
         self.fed_nodes: dict[Any, str] = {}
+        self.views: dict[int, tuple[Any, Any, bool]] = {}
+        """Gradient site of a view -> its node, its base's, and whether the base is all of it and the module's own.
+
+        A change in place takes the first node out of the graph."""
         self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
 
     def next_call(self, name: str) -> int:
@@ -70,7 +91,7 @@ class Forward:
 
     def remember(self, tensor: Tensor, source: tuple[str, int]) -> None:
         """This call of a module returned this tensor, in its present version."""
-        self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, source)
+        self._known[id(tensor)] = (weakref.ref(tensor), version(tensor), source)
 
     def source(self, tensor: Tensor) -> tuple[str, int] | None:
         """The call of a module that returned this very tensor, changed in place since or not."""
@@ -80,12 +101,17 @@ class Forward:
     def knows(self, tensor: Tensor) -> bool:
         """An earlier module returned this very tensor, and nothing changed it in place since."""
         found = self._known.get(id(tensor))
-        return found is not None and found[0]() is tensor and found[1] == tensor._version
+        return found is not None and found[0]() is tensor and found[1] == version(tensor)
 
     def forget_graph(self) -> None:
         """Let go of the autograd nodes, which keep what their operations saved."""
         self.layer_nodes, self.activation_nodes, self.fed_nodes, self._known = {}, {}, {}, {}
-        self.followed = {}
+        self.followed, self.views = {}, {}
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor was changed in place; one made in inference mode does not count it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def joined(steps: list[Step]) -> Step:
@@ -98,70 +124,7 @@ def joined(steps: list[Step]) -> Step:
         first.arena.absorb(step.arena)
         first.notes |= step.notes
         first.before = step.before or first.before
+        first.clip = step.clip
+        first.stepped = first.stepped or step.stepped
+        first.backward = first.backward or step.backward
     return first
-
-
-def to_record(step: Step) -> StepRecord:
-    """The step's rows, brought to the host by one transfer, merged by site and unscaled."""
-    forwards = [f for f in step.forwards if f.backward] or step.forwards
-    weight_grads: dict[int, Rows] = {}
-    for forward in forwards:  # a gradient accumulates: what the last backward left is the gradient
-        weight_grads.update(forward.weight_grads)
-    signals: dict[Signal, list[tuple[int, Rows]]] = {
-        "activation": [pair for f in forwards for pair in f.activations],
-        "activation_grad": [pair for f in forwards for pair in f.activation_grads],
-        "weight": step.weights,
-        "weight_grad": list(weight_grads.items()),
-        "update": step.updates,
-    }
-    step.arena.to_host()
-    scale = 1.0 if step.scale is None else float(step.scale)
-    moments: dict[Signal, tuple[NDArray[np.int64], Moments]] = {}
-    histograms: dict[Signal, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-    for signal, pairs in signals.items():
-        if not pairs:
-            continue
-        ids, merged = _by_site(step.arena, pairs)
-        if signal == "activation_grad" or (signal == "weight_grad" and not step.unscaled_weight_grads):
-            merged = _divide(merged, scale)
-        moments[signal] = (ids, merged)
-        if step.arena.histograms:
-            histograms[signal] = _histograms(ids, pairs)
-    notes = {name: _plain(value) for name, value in step.notes.items()}
-    return StepRecord(step=step.number, skipped=step.skipped, notes=notes, moments=moments, histograms=histograms)
-
-
-def _by_site(arena: Arena, pairs: Iterable[tuple[int, Rows]]) -> tuple[NDArray[np.int64], Moments]:
-    joined: dict[int, Rows] = {}
-    for site, rows in pairs:
-        joined[site] = rows if site not in joined else joined[site] + rows
-    return np.array(list(joined), dtype=np.int64), arena.read(list(joined.values()))
-
-
-def _histograms(
-    ids: NDArray[np.int64], pairs: Iterable[tuple[int, Rows]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    counts: Mapping[int, list[Tensor]] = {int(i): [] for i in ids}
-    for site, rows in pairs:
-        counts[site].extend(rows.histogram)
-    table = torch.stack([torch.stack(parts).sum(0) for parts in counts.values()])
-    return ids, table.cpu().numpy()
-
-
-def _divide(moments: Moments, scale: float) -> Moments:
-    if scale == 1.0:
-        return moments
-    return replace(
-        moments,
-        mean=moments.mean / scale,
-        std=moments.std / scale,
-        min=moments.min / scale,
-        max=moments.max / scale,
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A note as the file keeps it: one-entry tensors and arrays become numbers."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return value.item() if np.prod(value.shape) == 1 else str(value)
-    return value

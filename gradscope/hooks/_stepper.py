@@ -1,9 +1,11 @@
-"""When a step begins and ends, and how its rows become a line of the recording.
+"""When a step begins and ends.
 
-A step is closed by `scope.step()`, by the optimizer given, or, with neither, by the first forward pass after a
-backward. Until `scope.step()` is called for the first time nobody knows whether it will be: a forward that finds
-the parameters unchanged may belong to the same step (gradient accumulation), so such steps are kept apart and
-joined or split once it is known.
+A step is closed by `scope.step()`, by the optimizers given, or, with neither, by the first forward pass after an
+optimizer of the loop has run (torch tells of every optimizer's step) or, where none ever runs, after a backward.
+
+Until `scope.step()` is called, or an optimizer seen, for the first time nobody knows whether one will be: a
+forward that finds the parameters unchanged may belong to the same step (gradient accumulation), so such steps are
+kept apart and joined or split once it is known.
 
 A closed step is written when the next one begins: only then is it sure what the optimizer changed.
 """
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from gradscope.hooks._moments import Arena, Block
-from gradscope.hooks._parameters import Parameters
-from gradscope.hooks._step import Forward, Step, joined, to_record
-from gradscope.recording import Recording
+from gradscope.hooks._outlet import Outlet
+from gradscope.hooks._parameters import Parameters, held_by
+from gradscope.hooks._step import Forward, Step, joined
+from gradscope.hooks._tensors import is_replaying
 
 Mode = Literal["unknown", "each forward", "scope.step()", "optimizer"]
 
@@ -39,27 +42,46 @@ class Stepper:
 
     def __init__(
         self,
-        recording: Recording,
+        outlet: Outlet,
         parameters: Parameters,
         *,
         every: int | None,
         histograms: bool,
-        optimizer: bool,
+        optimizers: int,
         scaler: Any,
+        watch: bool,
     ) -> None:
         self.after_last_write: Callable[[], None] = lambda: None
+        self.in_step = True
+        """Whether steps may be written between two forward passes: ranks write together, at the forward only."""
         self._parameters = parameters
-        self._recording = recording
+        self._outlet = outlet
         self._every = every
         self._histograms = histograms
+        self._optimizers = optimizers
         self._scaler = scaler
+        self._watch = watch
         self._pool: dict[torch.device, list[Block]] = {}
         self._number = 0
         self._open: Step | None = None
         self._early_notes: dict[str, Any] = {}
         self._closed: list[Step] = []
         """Closed, not yet written: the last one, or those that may turn out to be one."""
-        self._mode: Mode = "optimizer" if optimizer else "unknown"
+        self._mode: Mode = "optimizer" if optimizers else "unknown"
+        self._optimizer_seen = False
+        """An optimizer that was not given has stepped: torch will tell of its next step too."""
+        self._inside_optimizer = False
+        """A forward that begins now belongs to a closure, which an optimizer calls as often as it likes."""
+
+    @property
+    def number(self) -> int:
+        """Number of the step in progress, or of the next."""
+        return self._number + len(self._closed)
+
+    @property
+    def made(self) -> int:
+        """How many steps have been made, that in progress included once its backward has begun."""
+        return self.number + (self._open is not None and self._open.backward)
 
     def due(self, number: int) -> bool:
         """Whether the step of this number is recorded."""
@@ -83,10 +105,13 @@ class Stepper:
         self._open.forwards.append(forward)
         return forward
 
+    def new_arena(self) -> Arena:
+        """Rows for a step."""
+        return Arena(self._pool, self._histograms)
+
     def _new_step(self) -> Step:
-        number = self._number + len(self._closed)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
-        step = Step(number, self.due(number) or bool(self._closed), Arena(self._pool, self._histograms))
+        step = Step(self.number, self.due(self.number) or bool(self._closed), self.new_arena(), self._watch)
         step.notes, self._early_notes = self._early_notes, {}
         step.scale = self._scale()
         if self._closed:  # nothing has changed since: the copy serves again
@@ -94,20 +119,35 @@ class Stepper:
         return step
 
     def _forward_after_backward(self, step: Step) -> None:
-        if self._mode == "unknown" and step.due and len(self._closed) < _MOST_UNDECIDED and not self._changed(step):
+        if self._inside_optimizer and not step.stepped:
+            return  # one more evaluation of a closure
+        if self._mode == "optimizer" or (self._mode != "scope.step()" and self._optimizer_seen):
+            # No optimizer step was made of gradients that are gone: the scaler, or the loop, has skipped it.
+            thrown_away = not step.stepped and (self._scale_fell(step) or self._parameters.gradients_gone())
+            if step.stepped or thrown_away:
+                step.skipped = thrown_away
+                self._mode = "optimizer" if self._mode == "optimizer" else "each forward"
+                self._end(join=True)
+        elif (
+            self._mode == "unknown"
+            and step.observed
+            and len(self._closed) < _MOST_UNDECIDED
+            and not self._changed(step)
+        ):
             self.close_step()
         elif self._mode in ("unknown", "each forward"):
             self._mode = "each forward"
-            self.close_step()
-            self.write_closed()
-        elif self._mode == "optimizer" and self._scale_fell(step):
-            step.skipped = True  # the scaler called no optimizer step
-            self.close_step()
-            self.write_closed()
+            self._end()
+
+    def _end(self, *, join: bool = False) -> None:
+        self.close_step()
+        if join and len(self._closed) > 1:
+            self._closed = [joined(self._closed)]
+        self.write_closed()
 
     def _changed(self, step: Step) -> bool:
-        """Whether the optimizer has run since the step's forward; without `update` to tell it, it has."""
-        if not step.before:
+        """Whether an optimizer has run since the step's forward; without `update` to tell it, it has."""
+        if step.stepped or not step.before:
             return True
         return any(not torch.equal(parameter, before) for _, parameter, before in step.before)
 
@@ -122,42 +162,84 @@ class Stepper:
         """`scope.step()` was called."""
         if self._mode == "optimizer":
             return
+        if self._open is not None and self._open.backward:
+            self._outlet.check(self._open)
         self._mode = "scope.step()"
         self.close_step()
         if len(self._closed) > 1:
             self._closed = [joined(self._closed)]
-        self.write_closed(settled=False)
+        self.write_what_is_sure()
 
     def note(self, facts: dict[str, Any]) -> None:
         """Facts of the step of the latest forward pass, or, where that is written already, of the next."""
         step = self._open or (self._closed[-1] if self._closed else None)
         (self._early_notes if step is None else step.notes).update(facts)
 
-    # The optimizer's own hooks
+    # The hooks of the optimizers given
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients and weights as the optimizer finds them."""
-        step = self._open
-        if step is None or not step.due:
+        self._inside_optimizer = not is_replaying()
+        step = self._stepping()
+        if step is None or not step.observed:
             return
+        parameters = held_by(optimizer)
         in_kernel = getattr(optimizer, "grad_scale", None) is not None  # a fused optimizer unscales by itself
         step.unscaled_weight_grads = not in_kernel
+        step.clip.after_scaled, step.clip.read_after = in_kernel, True
         self._parameters.read_weights(step)
-        if step.backward:
-            self._parameters.read_gradients(step)
+        if step.backward or is_replaying():
+            self._parameters.read_gradients(step, parameters if self._optimizers > 1 or is_replaying() else None)
+            self._parameters.sample_after(step, parameters)
+        self._outlet.check(step)
         self._parameters.keep_before(step)
 
     def after_optimizer(self) -> None:
         """What it changed; this closes the step."""
-        step = self._open
+        self._inside_optimizer = False
+        step = self._stepping()
         if step is None:
             return
-        if step.due:
+        step.stepped = True
+        if is_replaying():  # one of several that run inside the backward, a parameter each
+            return
+        if step.observed:
             if not any(f.weight_grads for f in step.forwards):  # a closure computed them inside the step
                 self._parameters.read_weights(step)
                 self._parameters.read_gradients(step)
-            self._parameters.read_updates(step)
+            if self._optimizers == 1:  # of several, another may follow: the update is read when the step is written
+                self._parameters.read_updates(step)
         self.close_step()
+
+    def _stepping(self) -> Step | None:
+        """The step that an optimizer belongs to: of several optimizers the second finds it closed by the first."""
+        if self._open is None and self._optimizers > 1 and self._closed:
+            return self._closed[-1]
+        return self._open
+
+    # Other optimizers of the loop
+
+    def before_foreign(self, optimizer: torch.optim.Optimizer, parameters: set[int]) -> None:
+        """An optimizer that was not given, but holds parameters of the model, is about to step."""
+        self._inside_optimizer = not is_replaying()
+        step = self._open or (self._closed[-1] if self._closed else None)
+        if step is None or not step.observed or is_replaying():
+            return
+        step.clip.after_scaled = getattr(optimizer, "grad_scale", None) is not None
+        self._parameters.sample_after(step, parameters)
+        if step is self._open:
+            self._outlet.check(step)
+
+    def after_foreign(self) -> None:
+        """It has stepped."""
+        self._inside_optimizer = False
+        if is_replaying():
+            return
+        self._optimizer_seen = True
+        if self._open is not None:
+            self._open.stepped = True
+        elif self._closed:
+            self._closed[-1].stepped = True
 
     # Writing
 
@@ -165,31 +247,37 @@ class Stepper:
         """Write the closed steps; where it is not settled that the optimizer has run, the last may have to wait."""
         while self._closed:
             step = self._closed[0]
-            if not settled and len(self._closed) == 1 and step.before and not self._changed(step):
+            waits = not settled and len(self._closed) == 1 and step.before
+            if waits and (self._optimizers > 1 or not self._changed(step)):
                 return
             self._closed.pop(0)
             self._number = step.number + 1
-            if step.due and self.due(step.number):
+            step.due = self.due(step.number)
+            step.skipped = step.skipped or (step.observed and self._scale_fell(step))
+            if step.observed:
                 self._parameters.read_updates(step)
-                step.skipped = step.skipped or self._scale_fell(step)
-                self._recording.append(to_record(step))
+                self._outlet.put(step)
+            else:
+                step.arena.release()
             step.done = True
             step.before = []
-            step.arena.release()
             if not self._closed:
                 self.after_last_write()
-                self._recording.set_fact("closed_by", _CLOSED_BY[self._mode])
+                self._outlet.set_fact("closed_by", _CLOSED_BY[self._mode])
 
     def write_what_is_sure(self) -> None:
         """Before somebody reads the recording in the middle of training."""
-        if self._mode != "unknown":  # else what is closed may be a part of one step yet
+        if self.in_step and self._mode != "unknown":  # else what is closed may be a part of one step yet
             self.write_closed(settled=False)
 
     def finish(self) -> None:
         """Write what is complete: closed steps, and the open one if its backward is done."""
         if self._open is not None and self._open.backward:
+            if self._mode == "unknown" and self._optimizer_seen:
+                self._end(join=True)
             self.close_step()
         self.write_closed()
+        self._outlet.flush(wait=True)
 
     # The gradient scaler
 

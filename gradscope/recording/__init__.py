@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from gradscope.recording._errors import GradScopeWarning, RecordingError
 from gradscope.recording._export import export_csv, export_npz
+from gradscope.recording._merge import merge_recordings
 from gradscope.recording._moments import HISTOGRAM_EDGES, Moments, StepRecord
+from gradscope.recording._precision import PrecisionShare
 from gradscope.recording._profile import Profile, decades_per_layer, frontier, healthy_band, layer_ratio
 from gradscope.recording._recording import Recording
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
@@ -27,6 +29,7 @@ __all__ = [
     "GradScopeWarning",
     "LayersAlive",
     "Moments",
+    "PrecisionShare",
     "Profile",
     "Recording",
     "RecordingError",
@@ -44,5 +47,6 @@ __all__ = [
     "frontier",
     "healthy_band",
     "layer_ratio",
+    "merge_recordings",
     "step_table",
 ]

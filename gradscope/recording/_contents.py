@@ -59,6 +59,23 @@ class Contents:
         """How many steps are in the file; `steps` may be one ahead while one is being written."""
         return self.tally.rows["steps"]
 
+    def copy(self) -> Contents:
+        """An independent copy."""
+        return Contents(
+            self.layout,
+            dict(self.facts),
+            list(self.sites),
+            self.steps[: self.recorded],
+            self.skipped[: self.recorded],
+            self.tally.copy(),
+            self.complete,
+        )
+
+    def forget_rows(self) -> None:
+        """Let go of every step, as of a recording whose file has no row yet; sites and facts stay."""
+        del self.steps[:], self.skipped[:]
+        self.tally = Tally()
+
 
 def site_to_bytes(site: Site) -> bytes:
     """The value of a site's row."""

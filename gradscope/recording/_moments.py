@@ -22,10 +22,15 @@ from gradscope.recording._site import Signal
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-HISTOGRAM_EDGES: Floats = np.linspace(-127.0, 129.0, 65)
-"""log2 of the 65 edges of a histogram's 64 bins over |x|: four octaves each, float32's exponent bits >> 2.
+HISTOGRAM_EDGES: Floats = np.array(
+    [-149.0, -134.0, -126.0, -100.0, -76.0, -56.0, -46.0, *range(-38, 18), 32.0, 128.0], dtype=np.float64
+)
+"""log2 of the 65 edges of a histogram's 64 bins over |x|: an octave each from 2^-38 to 2^17, wider beyond.
 
-Zeros and non-finite entries are not in a histogram; what lies beyond an end counts in the bin at that end."""
+A bin holds its lower edge and not its upper one. Every power of two at which a type of reduced precision loses
+entries is an edge: float16 and both float8 in the fine part; 2^-134, half of bfloat16's smallest number, below
+which an entry becomes 0 in it; 2^-126, the smallest normal number of bfloat16 and float32; 2^-149, the smallest
+float32. Zeros and non-finite entries are not in a histogram; what lies beyond an end counts in the bin at that end."""
 
 HISTOGRAM_EDGES.flags.writeable = False
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from gradscope.recording._errors import RecordingError
+from gradscope.recording._schema import is_complete
+from gradscope.recording._trouble import is_of_the_locks
 
 TIMEOUT_S = 10.0
 """How long a reader or writer waits for another process to finish a transaction."""
@@ -62,21 +65,59 @@ def _check_path(path: Path) -> None:
         raise RecordingError(f"{path} is an empty file, not a recording")
 
 
-def _connect(path: Path, options: str = "mode=ro") -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
+    if path in _needs_no_locks:
+        with suppress(sqlite3.Error):
+            return _complete(path)
+    try:
+        return _open(path, "mode=ro")
+    except sqlite3.OperationalError as e:
+        name = e.sqlite_errorname
+        # A killed run's file in a directory where nothing may be written: SQLite wants to make its log anew.
+        if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")) and not Path(f"{path}-wal").exists():
+            if name != "SQLITE_READONLY_ROLLBACK":
+                return _open(path, "mode=ro&immutable=1")
+            _open(path, "mode=rw").close()  # killed in the middle of a step without WAL: this takes the step back
+            return _open(path, "mode=ro")
+        if is_of_the_locks(e):
+            with suppress(sqlite3.Error, struct.error, TypeError):
+                connection = _complete(path)
+                _needs_no_locks.add(path)
+                return connection
+        raise
+
+
+_needs_no_locks: set[Path] = set()
+"""Complete recordings whose place refuses locks; SQLite takes seconds to find that out."""
+
+
+def needs_no_locks(path: Path) -> bool:
+    """Whether `opened` found that the place of this complete recording refuses locks."""
+    return path in _needs_no_locks
+
+
+def _complete(path: Path) -> sqlite3.Connection:
+    """A connection without locks to a file that no writer has any more; sqlite3.Error where one may have."""
+    if any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal")):
+        raise sqlite3.OperationalError("database is locked")
+    connection = _open(path, "mode=ro&immutable=1")
+    try:
+        (seal,) = connection.execute("SELECT value FROM seal").fetchone()
+        if is_complete(seal):
+            return connection
+        raise sqlite3.OperationalError("database is locked")
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _open(path: Path, options: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.as_uri()}?{options}", uri=True, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     try:
         connection.execute("PRAGMA trusted_schema=OFF")  # a stranger's schema runs nothing
         connection.execute("PRAGMA schema_version")  # the first to read the file
-    except sqlite3.OperationalError as e:
-        connection.close()
-        # A killed run's file in a directory where nothing may be written: SQLite wants to make its log anew.
-        log = Path(f"{path}-wal")
-        cannot_write = e.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
-        if options == "mode=ro" and cannot_write and not log.exists():
-            return _connect(path, "mode=ro&immutable=1")
-        raise
     except BaseException:
         connection.close()
         raise
@@ -88,6 +129,8 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"recording {path} is locked by another process: {error}"
+    if name == "SQLITE_READONLY_ROLLBACK":
+        return f"recording {path} was killed in the middle of a step: it opens only where its directory can be written"
     try:
         if other := foreign(path):
             return other

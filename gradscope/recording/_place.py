@@ -1,16 +1,16 @@
-"""Where a recording may be put, and how a whole copy of one gets there."""
+"""Where a recording may be put: whether a path is free, and files of our own there and among the temporary ones."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
 
-from gradscope.recording._contents import Contents
 from gradscope.recording._errors import RecordingError
-from gradscope.recording._opening import opened
-from gradscope.recording._schema import APPLICATION_ID, PUT, checksum, completed
+from gradscope.recording._opening import needs_no_locks, opened
+from gradscope.recording._schema import APPLICATION_ID
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -31,8 +31,9 @@ def check_free(path: Path, overwrite: bool) -> None:
         with opened(path) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
                 raise RecordingError(f"{path} is an SQLite database, but not a recording: it is not replaced")
-        with suppress(sqlite3.DatabaseError), closing(_alone(path)):
-            pass
+        if not needs_no_locks(path):
+            with suppress(sqlite3.DatabaseError), closing(_alone(path)):
+                pass
 
 
 def _alone(path: Path) -> sqlite3.Connection:
@@ -60,21 +61,25 @@ def claim(path: Path, overwrite: bool) -> None:
         raise RecordingError(f"recording {path} cannot be created: {e.strerror}") from e
 
 
-def copy(source: sqlite3.Connection, contents: Contents, path: Path, overwrite: bool) -> None:
-    """Write a complete copy of an open recording to the path: all of it, or nothing."""
-    check_free(path, overwrite)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with closing(sqlite3.connect(partial, isolation_level=None)) as target:
-            source.backup(target)
-            target.execute("PRAGMA journal_mode=DELETE")
-            (seal,) = target.execute("SELECT value FROM seal").fetchone()
-            seal = completed(seal)
-            target.execute(PUT["seal"], (0, seal, checksum("seal", 0, (), seal, contents.identity)))
-        claim(path, overwrite)
-        partial.replace(path)
-    except (sqlite3.Error, OSError) as e:
-        raise RecordingError(f"recording {path} cannot be written: {e}") from e
-    finally:
-        for suffix in (*_SIDE_FILES, ""):
-            Path(f"{partial}{suffix}").unlink(missing_ok=True)
+def temporary(path: Path | None) -> Path:
+    """A new, empty file among the temporary ones, with a name like the path's; OSError where there can be none."""
+    stem = "recording" if path is None else path.stem
+    handle, name = tempfile.mkstemp(prefix=f"{stem}-", suffix=".gscope")
+    os.close(handle)
+    return Path(name).absolute()
+
+
+def remove(path: Path) -> None:
+    """Remove a recording of our own and what SQLite put beside it; nothing is raised."""
+    for suffix in (*_SIDE_FILES, ""):
+        with suppress(OSError):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def empty(path: Path) -> None:
+    """Make a recording of our own an empty file again; nothing is raised."""
+    for suffix in _SIDE_FILES:
+        with suppress(OSError):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    with suppress(OSError):
+        os.truncate(path, 0)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gradscope.recording import _place, _reading
+from gradscope.recording._copying import copy
 from gradscope.recording._errors import RecordingError
 from gradscope.recording._moments import StepRecord
 from gradscope.recording._opening import opened
@@ -51,6 +52,9 @@ class Recording(View):
     ) -> Self:
         """A new recording.
 
+        Where the directory is good but allows no locks (some network drives), the recording grows in the directory
+        for temporary files and is saved to `path` by `close`; a GradScopeWarning says so.
+
         Args:
             path: file to write, which grows with each step; None for a temporary database that lasts as long
                 as the object does (`save` keeps it).
@@ -63,8 +67,15 @@ class Recording(View):
         place = None if path is None else Path(path).absolute()
         if place is not None:
             _place.claim(place, overwrite)
-        writer = Writer(place, facts or {})
-        return cls(Source(writer.contents, place, writer))
+        try:
+            writer = Writer(place, facts or {})
+        except RecordingError:
+            if place is not None:
+                _place.remove(place)
+            raise
+        recording = cls(Source(writer.contents, writer.path, writer))
+        writer.warn_where_it_grows()
+        return recording
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -88,15 +99,29 @@ class Recording(View):
         self._writing.replace_site(site_id, site)
 
     def append(self, record: StepRecord) -> None:
-        """Write one step in one transaction: whole, or, with a RecordingError, not at all."""
+        """Write one step in one transaction: whole, or, with a RecordingError, not at all.
+
+        Where the file cannot be written (the disk is full, another process locks it, its drive is gone), one
+        GradScopeWarning says so, the step waits in memory, and it is tried again with each further step and by
+        `close`. A step that waits is in no answer of the recording until it is written; `save` includes it.
+        """
         self._writing.append(record)
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait to be written; 0 unless the file is in trouble."""
+        return 0 if self._source.writer is None else self._source.writer.waiting
 
     def set_fact(self, key: str, value: object) -> None:
         """Set one fact of the run. The next step takes it to the file."""
         self._writing.set_fact(key, value)
 
     def close(self) -> None:
-        """End the writing: the file is one file, marked complete. It can still be read, and closed again."""
+        """End the writing: the file is one file, marked complete. It can still be read, and closed again.
+
+        What the file cannot take is saved, with all that it holds, as a recording in the directory for temporary
+        files; a GradScopeWarning names it, and `path` is that file from then on.
+        """
         if self._source.writer is not None:
             self._source.writer.close()
 
@@ -106,10 +131,10 @@ class Recording(View):
         Raises:
             RecordingError: the path is taken (`overwrite` replaces a recording) or cannot be written.
         """
-        if self._source.writer is not None:
-            self._source.writer.flush()
-        with self._source.connection() as connection:
-            _place.copy(connection, self._source.contents, Path(path).absolute(), overwrite)
+        place, writer = Path(path).absolute(), self._source.writer
+        if writer is None or not writer.save(place, overwrite):
+            with self._source.connection() as connection:
+                copy(connection, self._source.contents, place, overwrite)
 
     def __enter__(self) -> Self:
         return self

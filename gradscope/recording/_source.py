@@ -49,9 +49,19 @@ class Source:
     """
 
     def __init__(self, contents: Contents, path: Path | None, writer: Writer | None = None) -> None:
-        self.contents = contents
-        self.path = path
+        self._contents = contents
+        self._path = path
         self.writer = writer
+
+    @property
+    def contents(self) -> Contents:
+        """What of the recording is in memory."""
+        return self._contents if self.writer is None else self.writer.contents
+
+    @property
+    def path(self) -> Path | None:
+        """The file in which the rows are; None where they are in a temporary database."""
+        return self._path if self.writer is None else self.writer.path
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:

@@ -38,7 +38,19 @@ def step_table(recording: View, step: int = -1, rows: int = 60) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADS))]
     text = ["  ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
     at = int(recording.steps[step])
-    return "\n".join([f"step {at}: rms of each signal, input at the top", *text, *_slopes(recording, step)])
+    return "\n".join(
+        [f"step {at}: rms of each signal, input at the top", *text, *_slopes(recording, step), *_unobserved(recording)]
+    )
+
+
+def _unobserved(recording: View, most: int = 8) -> Iterator[str]:
+    reasons = recording.facts.get("unobserved") or {}
+    if reasons:
+        yield "not observed:"
+    for name in list(reasons)[:most]:
+        yield f"  {name}: {reasons[name]}"
+    if len(reasons) > most:
+        yield f"  … {len(reasons) - most} more in recording.facts['unobserved']"
 
 
 def _rms(recording: View, signal: Signal, step: int) -> Iterator[tuple[Site, float]]:

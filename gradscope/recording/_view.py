@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradscope.recording import _show
 from gradscope.recording._errors import unknown_name
 from gradscope.recording._moments import Floats, Ints, Moments
+from gradscope.recording._precision import PrecisionShare, known_dtype, precision_share
 from gradscope.recording._profile import Profile
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._source import Source
@@ -27,7 +28,7 @@ class View:
 
     @property
     def path(self) -> Path | None:
-        """The file, absolute; None for a temporary database."""
+        """The file in which the rows are, absolute; None for a temporary database."""
         return self._source.path
 
     @property
@@ -148,6 +149,41 @@ class View:
             if row.size:
                 return np.array(self._source.contents.layout.edges), counts[row[0]].copy()
         raise ValueError(f"site {site_name!r} of {signal} has no histogram at step {self.steps[at]}")
+
+    def precision(self, signal: Signal, dtype: str, step: int = -1) -> tuple[PrecisionShare, ...]:
+        """What would become of a signal's entries in a type of reduced precision, at one step.
+
+        Args:
+            signal: what was observed.
+            dtype: `float16`, `bfloat16`, `float8_e4m3fn` or `float8_e5m2`.
+            step: index into `steps`; −1 is the last step with histograms of that signal.
+
+        Returns:
+            One for each site that has a histogram at that step, in order of execution.
+
+        Raises:
+            ValueError: a name is unknown, or there are no histograms, or too coarse ones.
+            IndexError: there is no such step.
+        """
+        name = known_dtype(dtype)
+        at = self._source.index(step, signal, "histograms")
+        every, edges = self._source.contents.sites, np.array(self._source.contents.layout.edges)
+        counts = {
+            every[i]: row
+            for _, ids, table in self._source.histograms(signal, at)
+            for i, row in zip(ids, table, strict=True)
+        }
+        sites, moments = self.moments(signal, at)
+        shares = tuple(
+            precision_share(site, name, edges, counts[site], moments.take([row]))
+            for row, site in enumerate(sites)
+            if site in counts
+        )
+        if not shares:
+            raise ValueError(
+                f"{signal} has no histograms at step {self.steps[at]}: record with GradScope(..., histograms=True)"
+            )
+        return shares
 
     def __repr__(self) -> str:
         return _show.one_line(self)

@@ -1,9 +1,8 @@
 """Writing a recording: one transaction a step, so that a killed process loses at most the step in flight.
 
-A file is in WAL mode while it grows: others can read it, and a commit does not wait for the disk
-(synchronous=NORMAL loses nothing when the process dies, and at most the last steps, never the file, when the
-machine does). It goes back to one plain file when it is closed. Without a path the rows go to SQLite's
-private temporary database, which spills to disk.
+Where the file cannot be written (a full disk, a lock that another process holds, a drive that went away), the
+training goes on and no step is lost: each waits in memory and is tried again with each further step, and what
+cannot be written until the end goes to a file of its own among the temporary ones.
 """
 
 from __future__ import annotations
@@ -12,49 +11,72 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gradscope.recording._contents import Contents, Layout, site_to_bytes
+from gradscope.recording._backlog import EncodedStep
+from gradscope.recording._contents import Contents, Layout
+from gradscope.recording._copying import copy
 from gradscope.recording._encoding import Encoder
-from gradscope.recording._errors import RecordingError, unknown_name
+from gradscope.recording._errors import GradScopeWarning, RecordingError, unknown_name
 from gradscope.recording._json import dumps, to_plain
-from gradscope.recording._moments import StepRecord
-from gradscope.recording._opening import TIMEOUT_S
-from gradscope.recording._schema import APPLICATION_ID, DDL, PUT, SCHEMA, Tally, checksum
+from gradscope.recording._keeping import Keeper
+from gradscope.recording._moments import HISTOGRAM_EDGES, StepRecord
 from gradscope.recording._site import SIGNALS, Site
 
 
 class Writer:
     """The one writer of a recording, for every thread of the process that made it."""
 
-    def __init__(self, path: Path | None, facts: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path | None, facts: Mapping[str, Any], edges: Sequence[float] = tuple(HISTOGRAM_EDGES)
+    ) -> None:
         self.lock = threading.RLock()
-        self.contents = Contents(Layout(uuid.uuid4().hex), to_plain(dict(facts)))
         self.open = True
+        self._name = "in memory" if path is None else str(path)
         self._pid = os.getpid()
-        self._changed_sites: dict[int, Site] = {}
-        self._changed_facts = True
         self._names: set[tuple[str, str]] = set()
-        self._encode = Encoder(self.contents)
+        self._last_step: int | None = None
+        self._warned: set[str] = set()
+        layout = Layout(uuid.uuid4().hex, edges=tuple(float(edge) for edge in edges))
+        contents = Contents(layout, to_plain(dict(facts)))
+        self._encode = Encoder(contents)
         with self._explained("created"):
-            target = "" if path is None else f"{path.as_uri()}?mode=rw"
-            self.connection = sqlite3.connect(
-                target, uri=True, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False
+            self._keeper = Keeper(contents, path)
+
+    @property
+    def contents(self) -> Contents:
+        """What is written; steps that wait are not in it."""
+        return self._keeper.contents
+
+    @property
+    def path(self) -> Path | None:
+        """The file in which that is now."""
+        return self._keeper.path
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection to that database."""
+        return self._keeper.ledger.connection
+
+    @property
+    def waiting(self) -> int:
+        """How many steps wait."""
+        with self.lock:
+            return len(self._keeper.backlog)
+
+    def warn_where_it_grows(self) -> None:
+        """Say so where that is not the path that was asked for."""
+        if (refused := self._keeper.refused) is not None:
+            where = "a temporary database" if self.path is None else self.path
+            self._warn(
+                "elsewhere",
+                f"recording {self._name} cannot grow in its directory ({refused}): "
+                f"it grows in {where} and is saved to its path when it is closed",
             )
-            self.connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self.connection.execute(f"PRAGMA user_version={SCHEMA}")
-        with self._transaction() as tally:
-            for sql in DDL.values():
-                self.connection.execute(sql)
-            self._put(tally, "header", 0, (), self.contents.layout.dumps())
-        with self._explained("created"):
-            # Only now, so that even a file whose log was lost says what it is.
-            self.connection.execute("PRAGMA journal_mode=" + ("MEMORY" if path is None else "WAL"))
-            self.connection.execute("PRAGMA synchronous=" + ("OFF" if path is None else "NORMAL"))
 
     def add_site(self, site: Site) -> int:
         """Keep a site for the next transaction; its id."""
@@ -62,7 +84,7 @@ class Writer:
             self._check_open()
             self._take_name(site)
             self.contents.sites.append(site)
-            self._changed_sites[len(self.contents.sites) - 1] = site
+            self._keeper.ledger.changed_sites[len(self.contents.sites) - 1] = site
             return len(self.contents.sites) - 1
 
     def replace_site(self, site_id: int, site: Site) -> None:
@@ -77,31 +99,45 @@ class Writer:
             if old.name != site.name:
                 self._take_name(site)
                 self._names.discard((old.signal, old.name))
-            self.contents.sites[site_id] = self._changed_sites[site_id] = site
+            self.contents.sites[site_id] = self._keeper.ledger.changed_sites[site_id] = site
 
     def set_fact(self, key: str, value: object) -> None:
         """Keep a fact for the next transaction."""
         with self.lock:
             self._check_open()
             self.contents.facts[str(key)] = to_plain(value)
-            self._changed_facts = True
+            self._keeper.ledger.changed_facts = True
 
     def append(self, record: StepRecord) -> None:
-        """Write one step, whole or not at all."""
+        """Write one step, whole or not at all; a step that the place refuses waits and is written later."""
         with self.lock:
             self._check_open()
-            here = self.contents
             rows = self._encode(record)
-            at = here.recorded
-            del here.steps[at:], here.skipped[at:]  # of a step that was not committed
-            if here.steps and record.step <= here.steps[-1]:
-                raise ValueError(f"step={record.step} comes after step {here.steps[-1]}; steps only grow")
-            here.steps.append(record.step)
-            here.skipped.append(bool(record.skipped))
-            with self._transaction() as tally:
-                self._put(tally, "steps", at, (int(record.step), int(record.skipped)), dumps(record.notes))
-                for table, signal, blob in rows:
-                    self._put(tally, table, tally.rows[table], (at, signal), blob)
+            last = self._last_step
+            if last is not None and record.step <= last:
+                raise ValueError(f"step={record.step} comes after step {last}; steps only grow")
+            keeper = self._keeper
+            at = keeper.backlog.next_at(self.contents.recorded)
+            step = EncodedStep(at, int(record.step), bool(record.skipped), dumps(record.notes), tuple(rows))
+            self._last_step, dropped = step.step, keeper.backlog.dropped
+            with self._explained():
+                try:
+                    trouble = keeper.write(step)
+                except sqlite3.Error:
+                    self._last_step = last
+                    raise
+            if keeper.backlog.dropped > dropped:
+                self._warn("dropped", f"step {step.step} of recording {self._name} is lost: {_NO_PLACE} ({trouble})")
+            elif trouble is not None:
+                self._warn("waiting", f"recording {self._name} cannot be written ({trouble}): {_THEY_WAIT}")
+
+    def save(self, path: Path, overwrite: bool) -> bool:
+        """Write a complete copy, with what waits; False where that is for the reader of the file to do."""
+        with self.lock:
+            if not self.open or os.getpid() != self._pid:
+                return False
+            copy(self.connection, self.contents, path, overwrite, self._keeper.unwritten)
+            return True
 
     def close(self) -> None:
         """End the writing; a file becomes one file, marked complete. A temporary database stays readable."""
@@ -109,30 +145,26 @@ class Writer:
             if not self.open or os.getpid() != self._pid:
                 return  # a forked child leaves the file to its parent
             self.open = False
-            try:
-                with self._transaction(complete=True):
-                    pass  # sites and facts that no step has carried, and the seal
-                self.contents.complete = True
-                if self.path is not None:
-                    with suppress(sqlite3.OperationalError):  # a reader is in the way: its log stays until it is gone
-                        self.connection.execute("PRAGMA journal_mode=DELETE")
-            finally:
-                if self.path is not None:
-                    self.connection.close()
+            said = self._keeper.close()
+        dropped = self._keeper.backlog.dropped
+        if dropped > 1:  # of the first there was a warning when it happened
+            self._warn("close", f"{dropped} steps of recording {self._name} are lost: {_NO_PLACE}")
+        if said is not None:
+            self._warn("close", said)
 
     def release(self) -> None:
         """Close for good, when nobody can read any more; nothing is raised."""
-        with suppress(RecordingError):
-            self.close()
+        if self._keeper.asked is not None:
+            with suppress(RecordingError):
+                self.close()
         if os.getpid() == self._pid:
-            self.connection.close()
+            with suppress(sqlite3.Error):
+                self.connection.close()
 
-    def flush(self) -> None:
-        """Write sites and facts that no step has carried yet."""
-        with self.lock:
-            if self.open and (self._changed_sites or self._changed_facts):
-                with self._transaction():
-                    pass
+    def _warn(self, what: str, sentence: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(sentence, GradScopeWarning, stacklevel=4)
 
     def _check_open(self) -> None:
         if not self.open:
@@ -149,10 +181,6 @@ class Writer:
             raise ValueError(f"site {site.name!r} of {site.signal} is already in the recording")
         self._names.add((site.signal, site.name))
 
-    @property
-    def _name(self) -> str:
-        return "in memory" if self.path is None else str(self.path)
-
     @contextmanager
     def _explained(self, verb: str = "written") -> Iterator[None]:
         try:
@@ -160,43 +188,6 @@ class Writer:
         except sqlite3.Error as e:
             raise RecordingError(f"recording {self._name} cannot be {verb}: {e}") from e
 
-    def _put(self, tally: Tally, table: str, n: int, keys: tuple[int, ...], value: bytes) -> None:
-        identity = 0 if table == "header" else self.contents.identity
-        crc = checksum(table, n, keys, value, identity)
-        if n < tally.rows[table]:
-            (old,) = self.connection.execute(f"SELECT crc FROM {table} WHERE n = ?", (n,)).fetchone()
-            tally.exchange(table, old, crc)
-        else:
-            tally.add(table, keys, crc)
-        self.connection.execute(PUT[table], (n, *keys, value, crc))
 
-    @contextmanager
-    def _transaction(self, complete: bool = False) -> Iterator[Tally]:
-        """Everything within, with the sites and facts that changed and a new seal, or nothing."""
-        tally = self.contents.tally.copy()
-        sites, facts = dict(self._changed_sites), self._changed_facts
-        sealed = failed = False
-        try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield tally
-            for i, site in sorted(sites.items()):
-                self._put(tally, "sites", i, (), site_to_bytes(site))
-            if facts:
-                self._put(tally, "header", 1, (), dumps(self.contents.facts))
-            seal = tally.seal(complete)
-            crc = checksum("seal", 0, (), seal, self.contents.identity)
-            self.connection.execute(PUT["seal"], (0, seal, crc))
-            sealed = True
-            self.connection.execute("COMMIT")
-        except sqlite3.Error as e:
-            failed = True
-            raise RecordingError(f"recording {self._name} cannot be written: {e}") from e
-        finally:
-            # An interrupt may come on either side of the commit: SQLite knows which.
-            if self.connection.in_transaction:
-                with suppress(sqlite3.Error):
-                    self.connection.execute("ROLLBACK")
-            elif sealed and not failed:
-                self.contents.tally = tally
-                self._changed_facts = False
-                self._changed_sites = {}
+_THEY_WAIT = "its steps are kept in memory and tried again with each further step"
+_NO_PLACE = "the file cannot be written, and there is no room left for what waits"

@@ -1,0 +1,130 @@
+"""What `GradScope` is given: checked, with one sentence for what is not allowed; and the facts of the run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradscope._version import __version__
+from gradscope.hooks._nonfinite import ON_NONFINITE, OnNonFinite
+from gradscope.hooks._parameters import held_by
+from gradscope.hooks._sites import ROOT, site_filter
+from gradscope.recording import SIGNALS, Signal, Site
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of `GradScope`, as given."""
+
+    model: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    every: int | None
+    signals: Sequence[Signal]
+    sites: str | Sequence[str] | Callable[[Site], bool] | None
+    scaler: Any
+    log: str | os.PathLike[str] | None
+    loggers: Sequence[Any]
+    on_nonfinite: OnNonFinite | None
+
+
+def optimizers_of(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
+    """The optimizers given, as a tuple; a wrapper's (accelerate's) own one for the wrapper.
+
+    Raises:
+        TypeError: one is none.
+    """
+    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
+    found = []
+    for each in given:
+        inner = getattr(each, "optimizer", None)
+        each = inner if isinstance(inner, torch.optim.Optimizer) else each
+        if not hasattr(each, "register_step_pre_hook"):
+            raise TypeError(
+                f"optimizer is {_article(each)}; a torch.optim.Optimizer, a sequence of them, or None is allowed"
+            )
+        found.append(each)
+    return tuple(found)
+
+
+def check(given: Arguments) -> None:
+    """Raise a TypeError or ValueError whose sentence names the argument, its value and what is allowed."""
+    own = {id(p) for p in given.model.parameters()}
+    for optimizer in given.optimizers:
+        if not own & held_by(optimizer):
+            raise ValueError(
+                "optimizer holds none of the model's parameters; its step() would close steps it is no part of"
+            )
+    every = given.every
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(f"every is {every!r}; None or a whole number from 1 is allowed")
+    if isinstance(given.signals, str) or not given.signals:
+        raise ValueError(f"signals is {given.signals!r}; a sequence of some of {', '.join(SIGNALS)} is allowed")
+    for signal in given.signals:
+        if signal not in SIGNALS:
+            raise ValueError(f"signals has {signal!r}; {', '.join(SIGNALS)} are allowed{_nearest(signal, SIGNALS)}")
+    scaler = given.scaler
+    if scaler is not None and not (hasattr(scaler, "get_scale") and hasattr(scaler, "is_enabled")):
+        raise TypeError(f"scaler is {_article(scaler)}; a torch.amp.GradScaler or None is allowed")
+    if given.on_nonfinite is not None and given.on_nonfinite not in ON_NONFINITE:
+        raise ValueError(
+            f"on_nonfinite is {given.on_nonfinite!r}; None, {', '.join(map(repr, ON_NONFINITE))} are allowed"
+            f"{_nearest(given.on_nonfinite, ON_NONFINITE)}"
+        )
+    if len(given.loggers):
+        raise ValueError(f"loggers is {given.loggers!r}; this version has none: leave it empty")
+    _check_sites(given.model, given.sites)
+
+
+def _check_sites(model: nn.Module, sites: str | Sequence[str] | Callable[[Site], bool] | None) -> None:
+    if sites is None or callable(sites):
+        return
+    names = [name or ROOT for name, _ in model.named_modules()]
+    for pattern in (sites,) if isinstance(sites, str) else sites:
+        if not isinstance(pattern, str):
+            raise TypeError(f"sites has {pattern!r}; None, glob patterns over module names or a predicate are allowed")
+        if not any(site_filter(pattern)(Site("activation", n, n, "")) for n in names):  # type: ignore[misc]
+            raise ValueError(
+                f"sites has {pattern!r}, which matches none of the model's {len(names)} modules"
+                f"{_nearest(pattern, names)}"
+            )
+
+
+def facts_of(given: Arguments) -> dict[str, Any]:
+    """What a recording says of the run."""
+    parameters = list(given.model.parameters())
+    names = [type(optimizer).__name__ for optimizer in given.optimizers]
+    return {
+        "source": "training",
+        "model": type(given.model).__name__,
+        "parameters": sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter)),
+        "device": ", ".join(sorted({str(p.device) for p in parameters})),
+        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+        "optimizer": ", ".join(names) if names else None,
+        "weight_grad": "as the optimizer found it, after clipping"
+        if names
+        else "as the last backward left it, before clipping",
+        "every": given.every,
+        "signals": list(given.signals),
+        "seed": torch.initial_seed(),
+        "gradscope": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _article(value: object) -> str:
+    return f"of type {type(value).__name__}"
+
+
+def _nearest(value: object, allowed: Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
+    return f"; did you mean {found[0]!r}?" if found else ""

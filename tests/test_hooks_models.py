@@ -377,6 +377,37 @@ def test_lazy_modules_have_their_rows_from_the_first_step_on() -> None:
     assert len(scope.recording.sites_of("weight_grad")) == 6
 
 
+def test_frozen_unused_and_zero_gradients_are_told_apart() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Linear(3, 3).requires_grad_(False)
+            self.dead, self.head, self.unused = nn.Linear(3, 3), nn.Linear(3, 1), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.dead(self.frozen(x)))
+            return self.head(h)
+
+    model = Net()
+    with torch.no_grad():
+        model.dead.bias.fill_(-100.0)
+    with GradScope(model) as scope:
+        model(torch.randn(4, 3)).sum().backward()
+        model.frozen.requires_grad_()
+        scope.step()
+        model(torch.randn(4, 3)).sum().backward()
+    states = scope.recording.gradient_states(0)
+    expected = {"frozen": "frozen", "dead": "zero", "unused": "unused"}
+    assert {name: states[f"{name}.weight"] for name in expected} == expected
+    assert (states["head.weight"], states["head.bias"]) == ("zero", "flows")
+    later = scope.recording.gradient_states(1)
+    assert later["frozen.weight"] == "zero"
+    with GradScope(model, signals=("activation",)) as blind:
+        model(torch.randn(4, 3)).sum().backward()
+    with pytest.raises(ValueError, match="no weight_grad"):
+        blind.recording.gradient_states()
+
+
 def test_a_residual_stream_can_be_followed_apart_from_its_branches() -> None:
     scope = observed("in-place residual on views")
     stream = scope.recording.profile("activation", role="block")

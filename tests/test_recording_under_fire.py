@@ -232,6 +232,22 @@ def come_and_go(r: Recording) -> None:
         append(r, range(start + 10, start + 20))
 
 
+def test_a_step_that_an_interrupt_left_both_written_and_waiting_is_saved_and_written_once(tmp_path: Path) -> None:
+    r = begun(tmp_path / "r")
+    append(r, range(5))
+    assert r._source.writer is not None
+    keeper = r._source.writer._keeper
+    keeper.backlog.push(EncodedStep(5, 5, False, b'{"loss":5.0}', ()))
+    first = keeper.backlog.first()
+    assert first is not None
+    keeper.ledger.write(first)  # the interrupt comes before it is taken off
+    r.save(tmp_path / "copy")
+    r.append(StepRecord(6, notes={"loss": 6.0}))
+    r.close()
+    np.testing.assert_array_equal(Recording.load(tmp_path / "copy").steps, np.arange(6))
+    np.testing.assert_array_equal(Recording.load(tmp_path / "r").steps, np.arange(7))
+
+
 def test_trouble_that_comes_and_goes_is_one_warning_and_leaves_every_step_in_order(tmp_path: Path) -> None:
     for path in (tmp_path / "r", None):
         r = begun(path)

@@ -16,7 +16,7 @@ from torch import nn
 from gradscope._version import __version__
 from gradscope.hooks._nonfinite import ON_NONFINITE, OnNonFinite
 from gradscope.hooks._parameters import held_by
-from gradscope.hooks._sites import ROOT, site_filter
+from gradscope.hooks._sites import ROOT, site_filter, unwrapped_name
 from gradscope.recording import SIGNALS, Signal, Site
 
 
@@ -86,7 +86,7 @@ def check(given: Arguments) -> None:
 def _check_sites(model: nn.Module, sites: str | Sequence[str] | Callable[[Site], bool] | None) -> None:
     if sites is None or callable(sites):
         return
-    names = [name or ROOT for name, _ in model.named_modules()]
+    names = [unwrapped_name(name) or ROOT for name, _ in model.named_modules()]
     for pattern in (sites,) if isinstance(sites, str) else sites:
         if not isinstance(pattern, str):
             raise TypeError(f"sites has {pattern!r}; None, glob patterns over module names or a predicate are allowed")

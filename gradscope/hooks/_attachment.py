@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.hooks._compiled import Entrance, Exit
 from gradscope.hooks._distributed import parameters_at_rest
-from gradscope.hooks._guard import Hook, Removable
-from gradscope.hooks._sites import ROOT, is_parametrization
+from gradscope.hooks._guard import Hook, ModuleHook, Removable
+from gradscope.hooks._sites import ROOT, is_parametrization, unwrapped_name
 from gradscope.hooks._tensors import floating_tensors
 from gradscope.hooks._unobserved import Unobserved
 
@@ -28,6 +29,8 @@ class Callbacks:
     after_module: Callable[..., None]
     before_fused: Callable[..., None]
     after_accumulate: Callable[[str, Tensor], None]
+    records: Callable[[], bool | None]
+    """Whether the call of a module that begins now is recorded."""
     before_module: Callable[..., None] | None = None
 
 
@@ -40,6 +43,7 @@ class Attachment:
         self._call = callbacks
         self._modules: weakref.WeakKeyDictionary[nn.Module, list[Removable]] = weakref.WeakKeyDictionary()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        self._in_attention: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._parameters: dict[int, weakref.ref[Tensor]] = {}
         self._on_parameters: list[Removable] = []
         self.attach_new()
@@ -48,8 +52,10 @@ class Attachment:
         """Hooks for modules that were added since, and for parameters that are trained since."""
         for name, module in self._model.named_modules():
             if module not in self._names and not is_parametrization(name):
-                self._names[module] = name or ROOT
+                self._names[module] = unwrapped_name(name) or ROOT
                 self._attach(module)
+            if isinstance(module, nn.MultiheadAttention):
+                self._in_attention.update(module.children())
         self.lazy = False
         for name, _, parameter in parameters_at_rest(self._model):
             if isinstance(parameter, nn.UninitializedParameter):  # takes hooks once its first input has come
@@ -58,7 +64,8 @@ class Attachment:
             known = self._parameters.get(id(parameter))
             if parameter.requires_grad and (known is None or known() is not parameter):
                 self._parameters[id(parameter)] = weakref.ref(parameter)
-                hook = Hook(partial(_weakly, weakref.WeakMethod(self._call.after_accumulate), name))
+                called = unwrapped_name(name)
+                hook = Hook(partial(_weakly, weakref.WeakMethod(self._call.after_accumulate), called))
                 handle = parameter.register_post_accumulate_grad_hook(hook)
                 _put_first(parameter, handle)
                 self._on_parameters.append(handle)
@@ -71,17 +78,20 @@ class Attachment:
             self._modules[module] = list(self._hooks(name, module))
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[Removable]:
-        call = self._call
-        if module is self._model:
-            yield module.register_forward_pre_hook(Hook(call.before_root), with_kwargs=True)
+        call, root = self._call, module is self._model
+        kind = Hook if root else ModuleHook
+        if root:
+            yield module.register_forward_pre_hook(kind(call.before_root), with_kwargs=True)
         if isinstance(module, FUSED) and (call.before_module is not None or isinstance(module, ENCODER_LAYER)):
-            yield module.register_forward_pre_hook(Hook(partial(call.before_fused, name)), with_kwargs=True)
+            yield module.register_forward_pre_hook(ModuleHook(partial(call.before_fused, name)), with_kwargs=True)
         if call.before_module is not None:
-            yield module.register_forward_pre_hook(Hook(partial(call.before_module, name)))
-        yield module.register_forward_hook(Hook(partial(call.after_module, name)), with_kwargs=True)
-        if module is self._model:
+            yield module.register_forward_pre_hook(ModuleHook(partial(call.before_module, name)))
+        yield module.register_forward_pre_hook(Entrance(call.records, breaks=root))
+        yield module.register_forward_hook(kind(partial(call.after_module, name)), with_kwargs=True)
+        if root:
             # After the root's own site was observed, and also when its forward raised.
-            yield module.register_forward_hook(Hook(call.after_root), always_call=True)
+            yield module.register_forward_hook(kind(call.after_root), always_call=True)
+        yield module.register_forward_hook(Exit(breaks=root), always_call=True)
 
     def detach(self) -> None:
         """Take every hook off."""
@@ -109,11 +119,11 @@ class Attachment:
         for module in modules:
             self._attach(module)
 
-    def leaves(self) -> Iterator[tuple[str, nn.Module]]:
-        """The hooked modules without children."""
+    def leaves(self) -> Iterator[tuple[str, nn.Module, bool]]:
+        """The hooked modules without children: name, module, and whether it is a part of a MultiheadAttention."""
         for module in self._modules:
             if next(module.children(), None) is None:
-                yield self._names[module], module
+                yield self._names[module], module, module in self._in_attention
 
 
 def _weakly(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

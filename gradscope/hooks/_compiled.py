@@ -29,11 +29,6 @@ LATE = (
     "attached; attach before its first call, or call torch.compiler.reset() once after attaching"
 )
 PAST = "gradients arrive, but no forward is seen: forward() is called directly, or a CUDA graph is replayed"
-ALWAYS = (
-    "a recorded step runs uncompiled, and each step is recorded: the compiled model is never used; "
-    "with every=10 it is in nine steps of ten"
-)
-
 LEFT_OUT: Counter[str] = Counter()
 """How often a trace has left out a hook that was to break it, by reason. It grows: remember a total to see news."""
 
@@ -73,6 +68,20 @@ class BetweenGraphs:
     def left_out(self) -> str | None:
         """Why a trace left this hook out, which was to fire; None where none did."""
         return getattr(self, "_left_out", None)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _left_behind, ()
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What a hook becomes in a copy of the model, also in one that was pickled: it reports to nobody."""
+
+
+def _left_behind() -> Callable[..., None]:
+    return _nothing
 
 
 class Entrance(BetweenGraphs):

@@ -103,6 +103,18 @@ def parameters_at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tenso
                 yield f"{prefix}.{name}" if prefix else name, module, found
 
 
+def keeps_gradients_back(model: nn.Module) -> bool:
+    """Whether `fully_shard` holds gradients that no parameter has yet: it was told not to sum them over ranks now."""
+    for group in _fsdp_groups(model):
+        if getattr(group, "_partial_reduce_output", None) is not None:
+            return True
+        for managed in group.fsdp_params:
+            whole = getattr(managed, "_unsharded_param", None)  # not there before the first pass
+            if managed.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None):
+                return True
+    return False
+
+
 @dataclass(frozen=True)
 class Parallelism:
     """On which ranks a model is trained together.

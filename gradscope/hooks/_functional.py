@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from gradscope.hooks._guard import Hook
@@ -64,6 +65,8 @@ class FunctionalSites(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if is_dynamo_compiling():
+            return function(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         if self._inside and isinstance(result, Tensor) and self._is_site(plain_name(function), result, args, kwargs):
             name, module = self._inside[-1]

@@ -80,21 +80,15 @@ def guarded(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
     return run
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """What a hook becomes in a copy of the model: a copy does not report to the original's scope."""
-
-
-def _left_behind() -> Callable[..., None]:
-    return _nothing
-
-
 class Hook(BetweenGraphs):
     """A callable for torch's hook tables that never returns a value and is left behind by copies and pickles."""
 
     __slots__ = ()
 
-    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
-        return _nothing
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _left_behind, ()
+class ModuleHook(Hook):
+    """One on a module within the model: it vanishes from what `torch.compile` makes."""
+
+    __slots__ = ()
+
+    breaks = False

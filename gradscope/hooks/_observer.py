@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from gradscope.hooks._attachment import ENCODER_LAYER, Attachment, Callbacks, may_take_fused_path
-from gradscope.hooks._compiled import why_silent
+from gradscope.hooks._compiled import left_out, why_silent
 from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._following import Consumers, following_activations
 from gradscope.hooks._functional import FunctionalSites
@@ -51,6 +51,9 @@ class Clock(Protocol):
 
     def open_step(self) -> Step | None:
         """The step in progress, None between two steps."""
+
+    def observes_next(self) -> bool:
+        """Whether a forward that began now would be observed."""
 
     def write_what_is_sure(self) -> None:
         """Nothing is being recorded now: a good moment to write."""
@@ -118,6 +121,7 @@ class Observer:
                 after_module=self._after_module,
                 before_fused=self._before_fused,
                 after_accumulate=self._after_accumulate,
+                records=self._records,
                 before_module=self._before_module if functional else None,
             ),
         )
@@ -149,10 +153,12 @@ class Observer:
     def _before_root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._suppressed:  # an interrupt may have kept us from seeing the end of one
             self._local.suppressed = min(self._suppressed, calls_running(module) - 1)
-        replaying = is_replaying()
-        if not torch.is_grad_enabled() or self._suppressed or replaying or in_transform():
+        replaying, capturing = is_replaying(), is_capturing()
+        if capturing:
+            self._unobserved.add(ROOT, "captured in a CUDA graph, which is replayed without hooks")
+        if not torch.is_grad_enabled() or self._suppressed or replaying or capturing or in_transform():
             self._local.suppressed = self._suppressed + 1
-            if not replaying and not in_transform():
+            if not replaying and not capturing and not in_transform():
                 self._clock.write_what_is_sure()  # a validation may be long
                 if self._validation is not None and self._suppressed == 1:
                     self._local.validating = self._validation.begin()
@@ -161,10 +167,10 @@ class Observer:
         forward = self._forward = self._clock.begin_forward(root=True)
         if not self._gradients_settle and wrapped_by_ddp(module):
             self._note_wrapper()
-        if self._functional is not None:
-            self._functional.enter()
         if not forward.step.observed:
             return
+        if self._functional is not None:
+            self._functional.enter()
         if not forward.step.weights_read:
             self._attachment.attach_new()
         if self._keep_batch is not None:
@@ -230,13 +236,14 @@ class Observer:
 
     def _note_uncalled(self, forward: Forward) -> None:
         """Which layers no hook has told of: never called, or by a way around their hooks."""
-        for name, module in self._attachment.leaves():
+        for name, module, in_attention in self._attachment.leaves():
             if name in forward.calls:
                 self._unobserved.drop(name)
                 self._uncalled.pop(name, None)
             elif name not in self._uncalled and not self._ever_called(name):
                 self._uncalled[name] = module
-                self._unobserved.add(name, _why_uncalled(name, self._model))
+                why = _IN_ATTENTION if in_attention else left_out(self._model).get(name, _NEVER)
+                self._unobserved.add(name, why)
 
     def _note_used(self, name: str) -> None:
         """A gradient has reached the parameters of a module that was not called."""
@@ -248,6 +255,19 @@ class Observer:
         return self._book.knows("activation", name) or self._book.knows("activation_grad", name)
 
     # Modules
+
+    @guarded
+    def _records(self) -> bool:
+        """Whether a module's call that begins now is recorded; the same for all calls of a step."""
+        if is_replaying():
+            step = self._clock.open_step()
+            return step is not None and step.observed
+        if self._suppressed:
+            return getattr(self._local, "validating", None) is not None
+        forward = self._forward
+        if forward is None:
+            return torch.is_grad_enabled() and self._clock.observes_next()
+        return forward.step.observed and forward.thread == threading.get_ident()
 
     @guarded
     def _before_module(self, name: str, module: nn.Module, args: Any) -> None:
@@ -347,7 +367,7 @@ class Observer:
             return getattr(self._local, "validating", None)
         forward = self._forward
         if forward is None or (not forward.root and forward.step.backward):
-            if not torch.is_grad_enabled() or in_transform():
+            if not torch.is_grad_enabled() or in_transform() or is_capturing():
                 return None
             forward = self._forward = self._last = self._clock.begin_forward(root=False)
         return forward if self._mine(forward) and not in_transform() else None
@@ -386,8 +406,6 @@ class Observer:
         function: str | None = None,
     ) -> None:
         reason = why_unreadable(tensor)
-        if reason is None and is_capturing(tensor):
-            reason = "captured in a CUDA graph, which is replayed without hooks"
         if reason is not None:
             self._unobserved.add(call_name(name, call, output), f"its output is {reason}")
             return
@@ -560,11 +578,5 @@ def calls_running(module: nn.Module) -> int:
 _CALL = nn.Module._call_impl.__code__
 
 
-def _why_uncalled(name: str, model: nn.Module) -> str:
-    parent = model.get_submodule(name.rpartition(".")[0]) if "." in name else model
-    if isinstance(parent, nn.MultiheadAttention):
-        return "MultiheadAttention uses its weights without calling it"
-    return _NEVER
-
-
 _NEVER = "never called in a forward pass"
+_IN_ATTENTION = "MultiheadAttention uses its weights without calling it"

@@ -49,7 +49,7 @@ class Outlet:
     def put(self, step: Step) -> None:
         """Take a step that nothing will change any more."""
         step.done = True
-        step.arena.send()
+        step.send()
         self._waiting.append(step)
         self.flush(wait=self.ranks is not None)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.hooks._clipping import sample
-from gradscope.hooks._distributed import parameters_at_rest
+from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest
 from gradscope.hooks._ranks import Ranks
-from gradscope.hooks._sites import SiteBook, is_lazy
+from gradscope.hooks._sites import SiteBook, is_lazy, unwrapped_name
 from gradscope.hooks._step import Forward, Step
 from gradscope.hooks._tensors import why_unreadable
 from gradscope.hooks._unobserved import Unobserved
@@ -38,11 +38,13 @@ class Parameters:
 
     def named(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
         """Name, owner and parameter, each parameter once."""
-        return (found for found in parameters_at_rest(self._model) if not is_lazy(found[2]))
+        for name, owner, parameter in parameters_at_rest(self._model):
+            if not is_lazy(parameter):
+                yield unwrapped_name(name), owner, parameter
 
     def gradients_gone(self) -> bool:
         """Whether no parameter has a gradient any more: they were thrown away."""
-        return all(parameter.grad is None for _, _, parameter in self.named())
+        return all(parameter.grad is None for _, _, parameter in self.named()) and not keeps_gradients_back(self._model)
 
     def read_weights(self, step: Step) -> None:
         """The parameters as the forward used them, and a copy of what an optimizer may change."""
@@ -79,9 +81,9 @@ class Parameters:
         gradient = parameter.grad
         if gradient is None:
             return
-        if module is None:
-            module = self._model.get_submodule(name.rpartition(".")[0])
-        site = self._site("weight_grad", name, module, parameter)
+        if not self._book.knows("weight_grad", name) and module is None:
+            module = next(owner for known, owner, _ in self.named() if known == name)
+        site = self._site("weight_grad", name, module or self._model, parameter)
         if site is None or (reason := why_unreadable(gradient)) is not None:
             if site is not None and reason:
                 self._unobserved.add(name, f"its gradient is {reason}")

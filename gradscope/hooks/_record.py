@@ -107,8 +107,8 @@ def _histograms(
     for site, rows in pairs:
         counts[site].extend(rows.histogram)
     empty = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device="cpu")
-    table = [torch.stack(parts).sum(0).cpu() if parts else empty for parts in counts.values()]
-    return ids, torch.stack(table).numpy()
+    table = [torch.stack(parts).sum(0) if parts else empty for parts in counts.values()]
+    return ids, torch.stack([row.long() for row in table]).numpy()
 
 
 def _divide(moments: Moments, divisor: float) -> Moments:

@@ -66,6 +66,15 @@ def fans_of(module: nn.Module, param: str | None = None) -> tuple[float | None, 
     return float(found.fan_in), float(found.fan_out)
 
 
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""What torch.compile and checkpoint_wrapper call the module that they wrap."""
+
+
+def unwrapped_name(name: str) -> str:
+    """A module's or parameter's qualified name as it is without wrappers on the way."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def call_name(name: str, call: int, output: int) -> str:
     """Name of the site of one output of one call."""
     full = f"{name}#{call}" if call else name

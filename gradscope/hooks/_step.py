@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradscope.hooks._clipping import ClipSamples
 from gradscope.hooks._moments import Arena, Rows
+from gradscope.hooks._transfer import sent
 
 
 @dataclass
@@ -45,6 +48,30 @@ class Step:
     def observed(self) -> bool:
         """Whether moments are taken in it."""
         return self.due or self.watched
+
+    def send(self) -> None:
+        """Start all that the record needs on its way to the host; `arena.arrived()` tells when it is there."""
+        notes = {name: value for name, value in self.notes.items() if isinstance(value, Tensor)}
+        before, after = self.clip.before, self.clip.after
+        rows = [r for r in self._all_rows() if r.histogram]
+        counts = [torch.stack(r.histogram).sum(0) for r in rows]
+        scale = [self.scale] if isinstance(self.scale, Tensor) else []
+        host = iter(sent([*notes.values(), *before.values(), *after.values(), *counts, *scale]))
+        self.notes |= {name: next(host) for name in notes}
+        self.clip.before = {name: next(host) for name in before}
+        self.clip.after = {name: next(host) for name in after}
+        for row in rows:
+            row.histogram = [next(host)]
+        if scale:
+            self.scale = next(host)
+        self.arena.send()
+
+    def _all_rows(self) -> Iterator[Rows]:
+        for forward in self.forwards:
+            yield from (rows for _, rows in forward.activations)
+            yield from forward.gradients.values()
+            yield from forward.weight_grads.values()
+        yield from (rows for _, rows in (*self.weights, *self.updates))
 
     def counted_forwards(self) -> list[Forward]:
         """The forward passes that count: those that a backward followed, where any did."""

@@ -93,6 +93,10 @@ class Stepper:
         """The step in progress."""
         return self._open
 
+    def observes_next(self) -> bool:
+        """Whether a forward that began now would be observed."""
+        return self._open.observed if self._open is not None else self._watch or self.due(self.number)
+
     def begin_forward(self, root: bool) -> Forward:
         """A forward pass of a training step starts: close and write what came before, where that is due."""
         if self._open is None:

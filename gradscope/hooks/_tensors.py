@@ -62,8 +62,8 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def in_transform() -> bool:
-    """Inside `torch.func` (vmap, grad, …): tensors are stand-ins there."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Inside `torch.func` (vmap, grad, …) or `torch.jit.trace`: tensors are stand-ins there, or operations written down."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
 
 
 def is_replaying() -> bool:
@@ -71,9 +71,9 @@ def is_replaying() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def is_capturing(tensor: Tensor) -> bool:
+def is_capturing() -> bool:
     """The CUDA work of this moment goes into a graph, to be replayed without us."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def unseen_by_modes() -> AbstractContextManager[Any]:

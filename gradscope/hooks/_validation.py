@@ -31,6 +31,6 @@ class Validation:
         """Write what the passes so far have left."""
         step, self._open = self._open, None
         if step is not None:
-            step.arena.send()
+            step.send()
             self.book.recording.append(to_record(step))
             step.arena.release()

@@ -79,7 +79,8 @@ def write_copy(source: sqlite3.Connection | None, contents: Contents, target: Pa
             ledger.changed_sites, ledger.changed_facts = dict(enumerate(twin.sites)), True
             ledger.begin()
         for step in unwritten.steps:
-            ledger.write(step)
+            if source is None or step.at >= contents.recorded:  # an interrupt may have left one that is written
+                ledger.write(step)
         ledger.seal(complete=True)
     return twin
 

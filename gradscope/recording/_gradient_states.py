@@ -11,15 +11,7 @@ GradientState = Literal["flows", "zero", "unused", "frozen"]
 
 
 def gradient_states(recording: View, step: int = -1) -> dict[str, GradientState]:
-    """Of each parameter, at one step (an index into `steps`), what became of its gradient.
-
-    `flows`: it has entries that are not zero. `zero`: it arrived, and all of it is zero. `unused`: none arrived,
-    though the parameter is trained: nothing that the loss depends on used it. `frozen`: it does not require one.
-
-    Raises:
-        ValueError: `weight_grad` was not recorded.
-        IndexError: there is no such step.
-    """
+    """As `Recording.gradient_states` says."""
     if not recording.sites_of("weight_grad") and "weight_grad" not in recording.facts.get("signals", ()):
         raise ValueError("the recording has no weight_grad, and only that tells what became of the gradients")
     sites, moments = recording.moments("weight_grad", step)
@@ -27,8 +19,10 @@ def gradient_states(recording: View, step: int = -1) -> dict[str, GradientState]
     arrived: dict[str, GradientState] = {
         site.name: "zero" if nothing else "flows" for site, nothing in zip(sites, zero.tolist(), strict=True)
     }
+    # A site knows only whether its parameter is trained now; an update is read of those trained at the step.
+    trained = {site.name for site in recording.moments("update", step)[0]}
     parameters = {s.name: s for signal in ("weight_grad", "update", "weight") for s in recording.sites_of(signal)}
     return {
-        name: arrived.get(name, "unused" if site.trainable else "frozen")
+        name: arrived.get(name, "unused" if (name in trained if trained else site.trainable) else "frozen")
         for name, site in sorted(parameters.items(), key=lambda item: item[1].depth)
     }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.recording import _show
 from gradscope.recording._errors import unknown_name
+from gradscope.recording._gradient_states import GradientState, gradient_states
 from gradscope.recording._moments import Floats, Ints, Moments
 from gradscope.recording._precision import PrecisionShare, known_dtype, precision_share
 from gradscope.recording._profile import Profile
@@ -184,6 +185,18 @@ class View:
                 f"{signal} has no histograms at step {self.steps[at]}: record with GradScope(..., histograms=True)"
             )
         return shares
+
+    def gradient_states(self, step: int = -1) -> dict[str, GradientState]:
+        """What became of each parameter's gradient at one step (an index into `steps`): frozen, unused or zero?
+
+        `flows`: it has entries that are not zero. `zero`: it arrived, and all of it is zero. `unused`: none arrived,
+        though the parameter is trained: nothing that the loss depends on used it. `frozen`: it requires none.
+
+        Raises:
+            ValueError: `weight_grad` was not recorded.
+            IndexError: there is no such step.
+        """
+        return gradient_states(self, step)
 
     def __repr__(self) -> str:
         return _show.one_line(self)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradscope import GradScope
@@ -219,6 +220,83 @@ def test_a_base_that_its_module_uses_itself_is_not_taken_for_its_view() -> None:
             scope(torch.randn(4)).square().sum().backward()
     assert "changed in place" in scope.unobserved["cell[1]"]
     assert np.isnan(scope.recording.values("activation_grad", "rms")[:, 1]).all()
+
+
+def test_a_module_that_hands_on_a_view_has_its_gradient_although_the_view_is_changed_later() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.ReLU(inplace=True))
+    x, weights = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    with GradScope(model) as scope:
+        (scope(x) * weights).sum().backward()
+    returned = model[0](x).detach().requires_grad_()
+    (returned.relu() * weights).sum().backward()
+    found = rms(scope.recording, "activation_grad")
+    assert found["0"] == found["1"]
+    assert np.isclose(found["0"], returned.grad.square().mean().sqrt().item(), rtol=1e-6)
+    assert scope.unobserved == {}
+
+
+class Views(nn.Module):
+    """In a checkpointed segment: a view changed in place after a layer, and one after a module of another's making."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.cell = nn.Linear(4, 4), nn.LSTMCell(4, 4)
+
+    def segment(self, x: Tensor) -> Tensor:
+        h = self.linear(x).relu_()
+        hidden, c = self.cell(h[0, 0])  # the cell made hidden of the base of c
+        return h * c.mul_(2) + hidden
+
+    def forward(self, x: Tensor, reentrant: bool) -> Tensor:
+        return checkpoint(self.segment, x, use_reentrant=True) if reentrant else self.segment(x)
+
+
+def test_a_view_changed_in_place_in_a_reentrant_segment_has_its_gradient_or_is_said() -> None:
+    torch.manual_seed(0)
+    model, x = Views(), torch.randn(2, 3, 4, requires_grad=True)
+    scopes = []
+    for reentrant in (False, True):
+        with GradScope(model) as scope:
+            scope(x, reentrant).square().sum().backward()
+        scopes.append(scope)
+    plain, again = (rms(scope.recording, "activation_grad") for scope in scopes)
+    assert plain["linear"] == again["linear"] > 0
+    assert all("in place" in scope.unobserved["cell[1]"] for scope in scopes)
+    assert np.isnan(again.get("cell[1]", np.nan))
+
+
+def test_a_view_that_nothing_uses_is_not_said_to_have_been_changed() -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.linear(x)
+            return h, h[:, 0]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Body(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, pooled = self.body(x)
+            return self.head(h) + 0 * pooled.detach().sum()
+
+    with GradScope(Net()) as scope:
+        scope(torch.randn(2, 3, 4)).sum().backward()
+    assert scope.unobserved == {}
+
+
+@pytest.mark.parametrize("model", [nn.MSELoss(), nn.CrossEntropyLoss()], ids=["mse", "cross entropy"])
+def test_a_loss_as_the_model_is_no_silence(model: nn.Module) -> None:
+    x = torch.rand(3, 4, requires_grad=True)
+    with GradScope(model) as scope:
+        scope(x, torch.rand(3, 4)).backward()
+    assert scope.unobserved == {}
+    assert [s.name for s in scope.recording.sites_of("activation")] == ["<input>", "<input>[1]"]
 
 
 def test_complex_values_are_passed_over_and_said_and_empty_ones_counted() -> None:

@@ -119,11 +119,11 @@ class Attachment:
         for module in modules:
             self._attach(module)
 
-    def leaves(self) -> Iterator[tuple[str, nn.Module, bool]]:
-        """The hooked modules without children: name, module, and whether it is a part of a MultiheadAttention."""
+    def leaves(self) -> Iterator[tuple[str, bool]]:
+        """The hooked modules without children: name, and whether it is a part of a MultiheadAttention."""
         for module in self._modules:
             if next(module.children(), None) is None:
-                yield self._names[module], module, module in self._in_attention
+                yield self._names[module], module in self._in_attention
 
 
 def _weakly(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

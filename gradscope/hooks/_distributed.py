@@ -80,6 +80,13 @@ def local_part(tensor: Tensor) -> tuple[Tensor | None, bool]:
     return tensor, contributes
 
 
+def why_partial(tensor: Tensor) -> str | None:
+    """Why a tensor has no value yet that some rank could read, None where it has."""
+    if any(placement.is_partial() for placement in getattr(tensor, "placements", ())):
+        return "a partial sum, which no rank has whole"
+    return None
+
+
 def parameters_at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Name, owner and value of each parameter as it lies between two passes, each once.
 

@@ -107,6 +107,10 @@ class Consumers:
     def __contains__(self, node: Node) -> bool:
         return node in self._nodes
 
+    def changed_in_place(self, node: Node) -> bool:
+        """Whether a view of what this node made was changed in place."""
+        return any(consumer.name().endswith("CopySlices") for consumer in self.of(node))
+
     def of(self, node: Node) -> list[Node]:
         """The nodes that use this one's output."""
         return self._consumers.get(node, [])

@@ -1,4 +1,4 @@
-"""The hooks on a live model: what fires when, and what it reads.
+"""The hooks on a live model: what fires when, and to which pass it belongs.
 
 A forward hook on every module reduces its output at once and puts a tensor hook on it for the gradient (a full
 backward hook would forbid in-place changes of the output). Parameters are read after the forward that used them,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,30 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from gradscope.hooks._accumulation import Accumulation
 from gradscope.hooks._attachment import ENCODER_LAYER, Attachment, Callbacks, may_take_fused_path
-from gradscope.hooks._compiled import left_out, why_silent
+from gradscope.hooks._coverage import Coverage
 from gradscope.hooks._distributed import wrapped_by_ddp
-from gradscope.hooks._following import Consumers, following_activations
 from gradscope.hooks._functional import FunctionalSites
 from gradscope.hooks._guard import Hook, Removable, guarded
-from gradscope.hooks._moments import Rows
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
-from gradscope.hooks._sites import INPUT, ROOT, SiteBook, call_name
+from gradscope.hooks._signals import Output, Signals
+from gradscope.hooks._sites import INPUT, ROOT, SiteBook
 from gradscope.hooks._step import Forward, Step
-from gradscope.hooks._tensors import (
-    floating_tensors,
-    in_transform,
-    is_capturing,
-    is_replaying,
-    own_base,
-    tensors,
-    why_unreadable,
-)
+from gradscope.hooks._tensors import floating_tensors, in_transform, is_capturing, is_replaying, tensors, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._validation import Validation
 from gradscope.init._operations import activation_of_module
-from gradscope.recording import GradScopeWarning
 
 
 class Clock(Protocol):
@@ -51,6 +42,10 @@ class Clock(Protocol):
 
     def open_step(self) -> Step | None:
         """The step in progress, None between two steps."""
+
+    @property
+    def began(self) -> bool:
+        """Whether any forward has begun since the scope was made."""
 
     def observes_next(self) -> bool:
         """Whether a forward that began now would be observed."""
@@ -83,7 +78,7 @@ class Observer:
         parameters: Parameters,
         unobserved: Unobserved,
         *,
-        keep_batch: Any = None,
+        keep_batch: Callable[[Any], Any] | None = None,
         functional: bool = False,
         validation: Validation | None = None,
         gradients_settle: bool = False,
@@ -97,34 +92,24 @@ class Observer:
         self._unobserved = unobserved
         self._keep_batch = keep_batch
         self._validation = validation
-        self._gradients_settle = gradients_settle
-        self._averaged_over = averaged_over
+        self._signals = Signals(self, book, unobserved, self._mark, averaged_over)
+        self._accumulation = Accumulation(self, parameters, clock.open_step, settles=gradients_settle)
         self._segments = Segments()
-        self._tensor_handles: list[Removable] = []
         self._global_handles: list[Removable] = []
         self._forward: Forward | None = None
-        self._last: Forward | None = None
-        self._awaited: int | None = None
-        self._lone_backward: int | None = None
-        """The latest backward pass whose forward nothing has told of."""
-        self._hidden: set[int] = set()
-        """Gradient sites of views whose gradient a change in place hides."""
-        self._uncalled: dict[str, nn.Module] = {}
         self._local = threading.local()
         self._functional = FunctionalSites(self._after_function) if functional else None
-        self._attachment = Attachment(
-            model,
-            unobserved,
-            Callbacks(
-                before_root=self._before_root,
-                after_root=self._after_root,
-                after_module=self._after_module,
-                before_fused=self._before_fused,
-                after_accumulate=self._after_accumulate,
-                records=self._records,
-                before_module=self._before_module if functional else None,
-            ),
+        callbacks = Callbacks(
+            before_root=self._before_root,
+            after_root=self._after_root,
+            after_module=self._after_module,
+            before_fused=self._before_fused,
+            after_accumulate=self._after_accumulate,
+            records=self._records,
+            before_module=self._before_module if functional else None,
         )
+        self._attachment = Attachment(model, unobserved, callbacks)
+        self._coverage = Coverage(model, book, unobserved, self._attachment)
 
     def observes(self, parameters: set[int]) -> bool:
         """Whether any parameter of these ids is one that we watch."""
@@ -134,12 +119,19 @@ class Observer:
         """Remove every hook of ours, those on tensors too."""
         self.detached = True
         self._attachment.detach()
-        for handle in (*self._tensor_handles, *self._global_handles):
+        self._signals.take_off_hooks()
+        for handle in self._global_handles:
             handle.remove()
+        self._global_handles = []
         if self._functional is not None:
             self._functional.leave()
-        self._tensor_handles, self._global_handles = [], []
-        self._forward = self._last = None
+        self._forward = None
+        self._accumulation.forget()
+        self._segments.forget()
+
+    def end_step(self) -> None:
+        """The step in progress is over, written or left out."""
+        self._signals.end_step()
         self._segments.forget()
 
     # The root
@@ -165,8 +157,8 @@ class Observer:
                     self._observe_inputs(self._local.validating, module, args, kwargs)
             return
         forward = self._forward = self._clock.begin_forward(root=True)
-        if not self._gradients_settle and wrapped_by_ddp(module):
-            self._note_wrapper()
+        if not self._accumulation.settles and wrapped_by_ddp(module):
+            self._coverage.wrapped()
         if not forward.step.observed:
             return
         if self._functional is not None:
@@ -177,20 +169,15 @@ class Observer:
             forward.batch = self._keep_batch((args, kwargs))
         self._observe_inputs(forward, module, args, kwargs)
 
-    def _note_wrapper(self) -> None:
-        """A wrapper that averages over ranks was put around the model after the scope was made."""
-        if ROOT not in self._unobserved.reasons:
-            self._unobserved.add(ROOT, "trained in a DistributedDataParallel of which the scope does not know")
-            warnings.warn(
-                "GradScope records this rank alone, and gradients before they are averaged: "
-                "give it the DistributedDataParallel, not the model inside",
-                GradScopeWarning,
-                stacklevel=2,
-            )
-
     def _observe_inputs(self, forward: Forward, module: nn.Module, args: Any, kwargs: Any) -> None:
         for i, tensor in enumerate(floating_tensors((args, kwargs))):
-            self._observe(forward, INPUT, module, tensor, 0, i, 0)
+            self._read(forward, Output(tensor, module, INPUT, index=i))
+
+    def _read(self, forward: Forward, output: Output) -> None:
+        if self._suppressed and self._validation is not None:
+            self._signals.read_value(forward, output, self._validation.book)
+        else:
+            self._signals.read(forward, output)
 
     @guarded
     def _after_root(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -204,55 +191,18 @@ class Observer:
             return
         if self._functional is not None:
             self._functional.leave()
-        self._last, self._forward = forward, None
+        self._forward = None
         if output is None and sys.exception() is not None:  # the forward raised
             return
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
         for tensor in outputs:
-            self._hook(tensor, partial(self._backward_reached, forward))
+            self._signals.hook(tensor, self._backward_reached, forward)
         if forward.step.observed:
             if self._attachment.lazy:
                 self._attachment.attach_new()
             self._parameters.read_weights(forward.step)
-            if not forward.calls:
-                self._note_silence()
-            elif self._book.grew:
-                self._note_uncalled(forward)
-            self._note_following(forward, [t.grad_fn for t in outputs])
-
-    def _note_silence(self) -> None:
-        """The model has run, and none of its modules has told of it."""
-        why = why_silent(self._model)
-        if self._unobserved.reasons.get(ROOT) != why and next(self._attachment.leaves(), None) is not None:
-            self._unobserved.add(ROOT, why)
-            warnings.warn(f"GradScope sees nothing inside the model: {why}", GradScopeWarning, stacklevel=2)
-
-    def _note_backward_alone(self) -> None:
-        """A gradient has come though no forward has: of a pass that began before us, but not a second time."""
-        task = torch._C._current_graph_task_id()
-        if self._last is None and self._lone_backward not in (None, task):
-            self._note_silence()
-        self._lone_backward = task
-
-    def _note_uncalled(self, forward: Forward) -> None:
-        """Which layers no hook has told of: never called, or by a way around their hooks."""
-        for name, module, in_attention in self._attachment.leaves():
-            if name in forward.calls:
-                self._unobserved.drop(name)
-                self._uncalled.pop(name, None)
-            elif name not in self._uncalled and not self._ever_called(name):
-                self._uncalled[name] = module
-                why = _IN_ATTENTION if in_attention else left_out(self._model).get(name, _NEVER)
-                self._unobserved.add(name, why)
-
-    def _note_used(self, name: str) -> None:
-        """A gradient has reached the parameters of a module that was not called."""
-        if self._uncalled.pop(name, None) is not None and self._unobserved.reasons.get(name) == _NEVER:
-            self._unobserved.drop(name)
-            self._unobserved.add(name, "its parameters are used, but not by calling it, so its hooks never fire")
-
-    def _ever_called(self, name: str) -> bool:
-        return self._book.knows("activation", name) or self._book.knows("activation_grad", name)
+            self._coverage.after_forward(forward)
+            self._signals.read_graph(forward, [t.grad_fn for t in outputs])
 
     # Modules
 
@@ -324,11 +274,12 @@ class Observer:
         if self._functional is not None:
             self._functional.module_ends(module)
         if is_replaying():
-            self._after_recomputation(name, module, output)
+            self._after_recomputation(name, module, tuple(floating_tensors((args, kwargs))), output)
             return
         forward = self._current()
         if forward is None or not forward.step.observed:
             return
+        forward.fired.add(name)
         # A single number is a loss, and no layer's signal.
         own = [(i, t) for i, t in enumerate(floating_tensors(output)) if t.dim() > 0]
         if self._book.grew or not own:
@@ -341,7 +292,7 @@ class Observer:
         forward.depth += 1
         inputs = tuple(floating_tensors((args, kwargs)))
         for i, tensor in own:
-            self._observe(forward, name, module, tensor, call, i, forward.depth, inputs)
+            self._read(forward, Output(tensor, module, name, call, i, forward.depth, inputs))
         if not torch.is_grad_enabled():
             self._segments.note(Call(forward, name, call, forward.depth))
         first = own[0][1]
@@ -358,7 +309,7 @@ class Observer:
         site = f"{name}:{function}"
         call = forward.next_call(site)
         forward.depth += 1
-        self._observe(forward, site, module, output, call, 0, forward.depth, function=function)
+        self._read(forward, Output(output, module, site, call, depth=forward.depth, function=function))
         forward.remember(output, (site, call))
 
     def _current(self) -> Forward | None:
@@ -369,7 +320,7 @@ class Observer:
         if forward is None or (not forward.root and forward.step.backward):
             if not torch.is_grad_enabled() or in_transform() or is_capturing():
                 return None
-            forward = self._forward = self._last = self._clock.begin_forward(root=False)
+            forward = self._forward = self._clock.begin_forward(root=False)
         return forward if self._mine(forward) and not in_transform() else None
 
     def _mine(self, forward: Forward | None) -> bool:
@@ -393,81 +344,19 @@ class Observer:
                 forward.fed_nodes[inputs[0].grad_fn] = activation.name
         forward.layer_nodes[call] = output.grad_fn
 
-    def _observe(
-        self,
-        forward: Forward,
-        name: str,
-        module: nn.Module,
-        tensor: Tensor,
-        call: int,
-        output: int,
-        depth: int,
-        inputs: tuple[Tensor, ...] = (),
-        function: str | None = None,
-    ) -> None:
-        reason = why_unreadable(tensor)
-        if reason is not None:
-            self._unobserved.add(call_name(name, call, output), f"its output is {reason}")
-            return
-        book = self._book if self._validation is None or not self._suppressed else self._validation.book
-        where = (name, module, call, output, depth, tensor, function)
-        site = book.call("activation", *where)
-        if site is not None and (rows := forward.step.arena.observe(tensor)) is not None:
-            forward.activations.append((site, rows))
-            if rows.some_not_finite():
-                self._look_at_inputs(forward, site, inputs, tensor)
-        if not tensor.requires_grad or self._suppressed:
-            return
-        site = book.call("activation_grad", *where)
-        if site is None:
-            return
-        self._hook(tensor, partial(self._on_gradient, forward, site))
-        if tensor._is_view() and tensor._base is not None:
-            base = own_base(tensor, inputs)
-            if base is not None and site not in self._hidden:
-                # Changed in place later, a view's own hook never fires; its base's does.
-                self._hook(base, partial(self._on_base_gradient, forward, site))
-            if self._book.grew:
-                forward.views[site] = (tensor.grad_fn, tensor._base.grad_fn, base is not None)
-
-    def _look_at_inputs(self, forward: Forward, site: int, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Of a call whose output is not finite: was what it was given?"""
-        rows = Rows()
-        for tensor in inputs:
-            before_it = forward.source(tensor) if tensor is output else forward.knows(tensor)
-            if not before_it and why_unreadable(tensor) is None:
-                rows += forward.step.arena.observe(tensor) or Rows()
-        forward.input_rows.setdefault(site, rows)
-
-    def _after_recomputation(self, name: str, module: nn.Module, output: Any) -> None:
+    def _after_recomputation(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         """Reentrant checkpointing runs a forward without gradient first: only the second run has a graph."""
         own = [(i, t) for i, t in enumerate(floating_tensors(output)) if t.dim() > 0]
-        found = self._segments.repeated(name, with_gradient=any(t.requires_grad for _, t in own))
-        if found is None:
+        call = self._segments.repeated(name, with_gradient=any(t.requires_grad for _, t in own))
+        if call is None:
             return
         for i, tensor in own:
             if tensor.requires_grad:
-                site = self._book.call("activation_grad", name, module, found.number, i, found.depth, tensor)
-                if site is not None:
-                    self._hook(tensor, partial(self._on_gradient, found.forward, site))
-
-    def _note_following(self, forward: Forward, outputs: list[Any]) -> None:
-        if self._book.grew:
-            consumers = Consumers(outputs)
-            found = following_activations(consumers, forward.layer_nodes, forward.activation_nodes, forward.fed_nodes)
-            self._book.set_following(found | forward.followed)
-            self._book.grew = False
-            for site, (node, base, whole) in forward.views.items():
-                # The base's gradient is the view's where all of it is the view, and nothing else uses it.
-                if node not in consumers and base in consumers and not (whole and len(consumers.of(base)) == 1):
-                    self._hidden.add(site)
-                    name = self._book.sites[site].name
-                    self._unobserved.add(name, "a view that was changed in place later, which hides its gradient")
-        forward.forget_graph()
+                again = Output(tensor, module, name, call.number, i, call.depth, inputs)
+                self._signals.read_again(call, again)
 
     # Backward
 
-    @guarded
     def _backward_reached(self, forward: Forward, _: Tensor | None) -> None:
         self._mark(forward)
 
@@ -476,93 +365,21 @@ class Observer:
             forward.backward = True
             if not forward.root and forward.step.observed:  # nothing told that this forward had ended
                 self._parameters.read_weights(forward.step)
-                self._note_following(forward, list(forward.layer_nodes.values()))
+                self._signals.read_graph(forward, list(forward.layer_nodes.values()))
         forward.step.backward = True
-        if self._gradients_settle and is_replaying():
-            self._await_the_end()
-
-    @guarded
-    def _on_gradient(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
-        if forward.step.done or gradient is None:  # None: of a module's outputs this one was not used
-            return
-        self._mark(forward)
-        again = site in forward.gradients
-        if again and site not in forward.provisional:
-            name = self._book.sites[site].name
-            self._unobserved.add(name, "several backward passes reached it: the first is recorded")
-            return
-        if again and torch.is_grad_enabled():
-            return
-        if why_unreadable(gradient) is not None:
-            return
-        step = forward.step
-        unit = (
-            step.scale
-            if self._averaged_over == 1
-            else (1.0 if step.scale is None else step.scale) * self._averaged_over
-        )
-        rows = step.arena.observe(gradient, unit=unit)
-        if rows is None:
-            return
-        if again:  # a gradient penalty's pass came first; this is the one that leaves gradients
-            del forward.gradients[site]
-            forward.provisional.discard(site)
-        elif torch.is_grad_enabled():
-            forward.provisional.add(site)
-        forward.gradients[site] = rows
-
-    @guarded
-    def _on_base_gradient(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
-        if site not in forward.gradients and site not in self._hidden:
-            self._on_gradient(forward, site, gradient)
+        self._accumulation.backward_reached(forward)
 
     @guarded
     def _after_accumulate(self, name: str, parameter: Tensor) -> None:
         step = self._clock.open_step()
         if step is None:
-            self._note_backward_alone()
+            if not self._clock.began:
+                self._coverage.backward_alone()
             return
         step.backward = True
-        if self._uncalled:
-            self._note_used(name.rpartition(".")[0])
-        if not step.observed or not step.forwards:
-            return
-        if self._gradients_settle:
-            if is_replaying():
-                self._await_the_end()
-        else:
-            self._read_gradient(step, name, parameter)
-
-    def _read_gradient(self, step: Step, name: str, parameter: Tensor) -> None:
-        self._parameters.sample_before(step, name, parameter)
-        if not self._parameters.at_step:
-            forward = self._last if self._last in step.forwards else step.forwards[-1]
-            self._parameters.read_gradient(forward, name, parameter)
-
-    def _await_the_end(self) -> None:
-        """Read the parameters' gradients once this backward has ended and the ranks have averaged them."""
-        task = torch._C._current_graph_task_id()
-        if task != self._awaited:
-            self._awaited = task
-            queue = torch.autograd.Variable._execution_engine.queue_callback
-            queue(lambda: queue(Hook(self._gradients_settled)))  # the averaging itself is such a callback
-
-    @guarded
-    def _gradients_settled(self) -> None:
-        step = self._clock.open_step()
-        if step is not None and step.observed and step.forwards:
-            for name, _, parameter in self._parameters.named():
-                self._read_gradient(step, name, parameter)
-
-    def end_step(self) -> None:
-        """Take our hooks off the tensors of the step: some outlive it, and would keep alive what the hooks know."""
-        for handle in self._tensor_handles:
-            handle.remove()
-        self._tensor_handles = []
-        self._segments.forget()
-
-    def _hook(self, tensor: Tensor, function: Any) -> None:
-        self._tensor_handles.append(tensor.register_hook(Hook(function)))
+        self._coverage.after_gradient(name.rpartition(".")[0])
+        if step.observed and step.forwards:
+            self._accumulation.arrived(step, name, parameter)
 
 
 def calls_running(module: nn.Module) -> int:
@@ -576,7 +393,3 @@ def calls_running(module: nn.Module) -> int:
 
 
 _CALL = nn.Module._call_impl.__code__
-
-
-_NEVER = "never called in a forward pass"
-_IN_ATTENTION = "MultiheadAttention uses its weights without calling it"

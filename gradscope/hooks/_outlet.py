@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from gradscope.hooks._dump import dump
-from gradscope.hooks._nonfinite import NonFinite, NonFiniteError, OnNonFinite, first_elsewhere, first_nonfinite
+from gradscope.hooks._nonfinite import (
+    ORDER,
+    NonFinite,
+    NonFiniteError,
+    OnNonFinite,
+    first_elsewhere,
+    first_nonfinite,
+)
+from gradscope.hooks._parameters import some_gradient_unread
 from gradscope.hooks._record import Merger, to_record
 from gradscope.hooks._sites import SiteBook
 from gradscope.hooks._step import Step
@@ -77,22 +86,23 @@ class Outlet:
         if self.on_nonfinite not in ("raise", "dump") or self.first is not None or not step.observed:
             return
         step.arena.send()
-        found = self._look(step, overflow_is_normal=step.scale is not None)
-        if found is not None and self._is_first(found) and self.on_nonfinite == "raise":
+        if step.arena.all_finite() or (found := first_nonfinite(step, self._book.sites)) is None:
+            return
+        self._tell_first(step, found, overflow_is_normal=step.scale is not None)
+        if self._is_first(found) and self.on_nonfinite == "raise":
             self._raised = True
             raise NonFiniteError(found)
 
     def _write(self, step: Step) -> None:
-        found = self._look(step, overflow_is_normal=step.skipped or step.scale is not None)
+        found = None if step.arena.all_finite() else first_nonfinite(step, self._book.sites)
+        whole = self._whole_model and not some_gradient_unread(self._unobserved.reasons)
+        record = to_record(step, self.ranks, whole)
+        if self.ranks is not None:
+            found = self._earlier_elsewhere(found, record)
         if found is not None:
-            step.notes.setdefault("nonfinite", found.sentence)
-            if step.skipped:
-                step.notes.setdefault("overflow_site", found.site)
-        record = to_record(step, self.ranks, self._whole_model)
-        if found is None and self.ranks is not None and self.first is None and not step.skipped and step.scale is None:
-            found = first_elsewhere(record, self._book.sites)
-            if found is not None:
-                self._tell(step, found)
+            notes = {"nonfinite": found.sentence} | ({"overflow_site": found.site} if step.skipped else {})
+            record = replace(record, notes=notes | dict(record.notes))
+            self._tell_first(step, found, overflow_is_normal=step.skipped or step.scale is not None)
         run_up = found is not None and self._is_first(found)
         if run_up:
             for earlier in self._ring:
@@ -124,17 +134,25 @@ class Outlet:
             self._unobserved.changed = False
         recording.append(record)
 
-    def _look(self, step: Step, overflow_is_normal: bool) -> NonFinite | None:
-        """The step's first NaN or infinity; the run's first is noted, and told as was asked for."""
-        if step.arena.all_finite():
-            return None
-        found = first_nonfinite(step, self._book.sites)
-        if found is None or self.first is not None:
+    def _earlier_elsewhere(self, found: NonFinite | None, record: StepRecord) -> NonFinite | None:
+        """What was not finite first on any rank: a gradient that ranks have averaged is not, where one of them is not.
+
+        What was found before that is this rank's own, and stands.
+        """
+        if found is not None and found.signal not in ("weight_grad", "update"):
             return found
+        elsewhere = first_elsewhere(record, self._book.sites)
+        if elsewhere is None or (found is not None and ORDER.index(elsewhere.signal) >= ORDER.index(found.signal)):
+            return found
+        return elsewhere
+
+    def _tell_first(self, step: Step, found: NonFinite, overflow_is_normal: bool) -> None:
+        """The run's first is noted, and told as was asked for."""
+        if self.first is not None:
+            return
         if overflow_is_normal and found.signal in ("activation_grad", "weight_grad"):
-            return found  # the scaler tries a factor that is too large, skips the step, and takes a smaller one
+            return  # the scaler tries a factor that is too large, skips the step, and takes a smaller one
         self._tell(step, found)
-        return found
 
     def _tell(self, step: Step, found: NonFinite) -> None:
         self.first = found

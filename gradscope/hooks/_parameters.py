@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gradscope.hooks._clipping import sample
-from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest
+from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import SiteBook, is_lazy, unwrapped_name
 from gradscope.hooks._step import Forward, Step
@@ -81,21 +81,17 @@ class Parameters:
         gradient = parameter.grad
         if gradient is None:
             return
+        if (reason := why_unreadable(gradient) or why_partial(gradient)) is not None:
+            self._unobserved.add(name, _ITS_GRADIENT + reason)
+            return
         if not self._book.knows("weight_grad", name) and module is None:
             module = next(owner for known, owner, _ in self.named() if known == name)
         site = self._site("weight_grad", name, module or self._model, parameter)
-        if site is None or (reason := why_unreadable(gradient)) is not None:
-            if site is not None and reason:
-                self._unobserved.add(name, f"its gradient is {reason}")
-            return
         step = forward.step
         unit = None if step.unscaled_weight_grads else step.scale
-        rows = step.arena.observe(gradient, unit=unit)
-        if rows is None:
-            self._unobserved.add(name, "its gradient is a partial sum, which no rank has whole")
-            return
-        rows.own = self._owns(gradient)
-        forward.weight_grads[site] = rows
+        if site is not None and (rows := step.arena.observe(gradient, unit=unit)) is not None:
+            rows.own = self._owns(gradient)
+            forward.weight_grads[site] = rows
 
     def sample_before(self, step: Step, name: str, parameter: Tensor) -> None:
         """A few entries of a gradient as the last backward left it, to know a clipping by."""
@@ -127,6 +123,14 @@ class Parameters:
             self._unobserved.add(name, reason)
             return None
         return self._book.parameter(signal, name, module, parameter)  # type: ignore[arg-type]
+
+
+_ITS_GRADIENT = "its gradient is "
+
+
+def some_gradient_unread(unobserved: Mapping[str, str]) -> bool:
+    """Whether the total norm of the gradient is not known, by what could not be observed."""
+    return any(reason.startswith(_ITS_GRADIENT) for reason in unobserved.values())
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> set[int]:

@@ -86,6 +86,8 @@ class Forward:
         self.root = root
         self.thread = threading.get_ident()
         self.calls: dict[str, int] = {}
+        self.fired: set[str] = set()
+        """Modules whose hook has told of a call, whatever it returned."""
         self.depth = 0
         self.batch: Any = None
         """The model's inputs, where they may have to be dumped."""
@@ -104,10 +106,8 @@ class Forward:
         """Module call -> the activation module that took its output."""
         self.activation_nodes: dict[Any, str] = {}
         self.fed_nodes: dict[Any, str] = {}
-        self.views: dict[int, tuple[Any, Any, bool]] = {}
-        """Gradient site of a view -> its node, its base's, and whether the base is all of it and the module's own.
-
-        A change in place takes the first node out of the graph."""
+        self.views: dict[int, View] = {}
+        """By gradient site."""
         self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
 
     def next_call(self, name: str) -> int:
@@ -134,6 +134,17 @@ class Forward:
         """Let go of the autograd nodes, which keep what their operations saved."""
         self.layer_nodes, self.activation_nodes, self.fed_nodes, self._known = {}, {}, {}, {}
         self.followed, self.views = {}, {}
+
+
+@dataclass(frozen=True)
+class View:
+    """A view that a module returned: a change in place takes its node out of the graph, and its hook with it."""
+
+    node: Any
+    base: Any
+    """The node of what it is a view of."""
+    whole: bool
+    """The base is all of it, and the module's own."""
 
 
 def version(tensor: Tensor) -> int:

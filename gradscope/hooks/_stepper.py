@@ -89,6 +89,11 @@ class Stepper:
             return number < 100 or number % 10 == 0
         return number % self._every == 0
 
+    @property
+    def began(self) -> bool:
+        """Whether any forward has begun since the scope was made."""
+        return self.made > 0 or self._open is not None
+
     def open_step(self) -> Step | None:
         """The step in progress."""
         return self._open

@@ -62,7 +62,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def in_transform() -> bool:
-    """Inside `torch.func` (vmap, grad, …) or `torch.jit.trace`: tensors are stand-ins there, or operations written down."""
+    """Inside `torch.func` (vmap, grad, …) or `torch.jit.trace`: tensors are stand-ins, or code is written down."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
 
 
@@ -100,6 +100,7 @@ def own_base(tensor: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
     base = tensor._base
     if base is None or base.grad_fn is None or base.numel() != tensor.numel() or base.dtype != tensor.dtype:
         return None
-    if any(base is x or base is x._base for x in inputs):
+    # What returns its input itself has the input's gradient, and its base's.
+    if any(base is x or (base is x._base and x is not tensor) for x in inputs):
         return None
     return base

@@ -1,0 +1,200 @@
+"""What is read of one tensor that a module returns: its value at once, its gradient when the backward reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.hooks._following import Consumers, following_activations
+from gradscope.hooks._guard import Hook, Listener, Removable, guarded_call
+from gradscope.hooks._moments import Rows
+from gradscope.hooks._replay import Call
+from gradscope.hooks._sites import LINEAR_LIKE, SiteBook, call_name
+from gradscope.hooks._step import Forward, View
+from gradscope.hooks._tensors import own_base, why_unreadable
+from gradscope.hooks._unobserved import Unobserved
+
+
+@dataclass(frozen=True)
+class Output:
+    """One floating tensor of what a call of a module, or of a function within it, has returned."""
+
+    tensor: Tensor
+    module: nn.Module
+    name: str
+    call: int = 0
+    index: int = 0
+    depth: int = 0
+    inputs: tuple[Tensor, ...] = ()
+    function: str | None = None
+
+    @property
+    def where(self) -> tuple[Any, ...]:
+        """What the book of sites asks for."""
+        return self.name, self.module, self.call, self.index, self.depth, self.tensor, self.function
+
+
+class Signals:
+    """Reads activations and their gradients into the rows of a step.
+
+    Args:
+        listener: whose hooks these are.
+        book: of the sites.
+        unobserved: told of what cannot be read.
+        reached: called when a backward pass reaches a forward's tensors.
+        averaged_over: how many ranks' losses are averaged to the loss.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        book: SiteBook,
+        unobserved: Unobserved,
+        reached: Callable[[Forward], None],
+        averaged_over: float,
+    ) -> None:
+        self._listener = listener
+        self._book = book
+        self._unobserved = unobserved
+        self._reached = reached
+        self._averaged_over = averaged_over
+        self._handles: list[Removable] = []
+        self._repeated_views: list[tuple[Forward, int]] = []
+        self._hidden: set[int] = set()
+        """Gradient sites of views whose gradient a change in place hides."""
+
+    def hook(self, tensor: Tensor, function: Callable[..., None], *known: Any) -> None:
+        """Have the function called with what is known and the tensor's gradient."""
+        call = partial(_guarded, self._listener, function, *known)
+        self._handles.append(tensor.register_hook(Hook(call)))
+
+    def take_off_hooks(self) -> None:
+        """From the tensors of a step: some outlive it, and would keep alive what the hooks know."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def end_step(self) -> None:
+        """No gradient of the step's tensors is waited for any more."""
+        self.take_off_hooks()
+        for forward, site in self._repeated_views:
+            if site not in forward.gradients:
+                reason = "a view in a checkpointed segment, unused or changed in place, whose gradient is hidden"
+                self._unobserved.add(self._book.sites[site].name, reason)
+        self._repeated_views = []
+
+    # Forward
+
+    def read(self, forward: Forward, output: Output) -> None:
+        """The activation, and a hook for its gradient."""
+        tensor = output.tensor
+        if not self.read_value(forward, output, self._book) or not tensor.requires_grad:
+            return
+        site = self._book.call("activation_grad", *output.where)
+        if site is None:
+            return
+        self.hook(tensor, self._on_gradient, forward, site)
+        if tensor._is_view() and tensor._base is not None:
+            base = own_base(tensor, output.inputs)
+            if base is not None and site not in self._hidden:
+                # Changed in place later, a view's own hook never fires; its base's does.
+                self.hook(base, self._on_base_gradient, forward, site)
+            if self._book.grew:
+                forward.views[site] = View(tensor.grad_fn, tensor._base.grad_fn, base is not None)
+
+    def read_value(self, forward: Forward, output: Output, book: SiteBook) -> bool:
+        """The activation alone, under the sites of any book; False where it cannot be read."""
+        reason = why_unreadable(output.tensor)
+        if reason is not None:
+            name = call_name(output.name, output.call, output.index)
+            self._unobserved.add(name, f"its output is {reason}")
+            return False
+        site = book.call("activation", *output.where)
+        if site is not None and (rows := forward.step.arena.observe(output.tensor)) is not None:
+            forward.activations.append((site, rows))
+            if rows.some_not_finite():
+                self._look_at_inputs(forward, site, output)
+        return True
+
+    def _look_at_inputs(self, forward: Forward, site: int, output: Output) -> None:
+        """Of a call whose output is not finite: was what it was given?"""
+        rows = Rows()
+        for tensor in output.inputs:
+            before_it = forward.source(tensor) if tensor is output.tensor else forward.knows(tensor)
+            if not before_it and why_unreadable(tensor) is None:
+                rows += forward.step.arena.observe(tensor) or Rows()
+        forward.input_rows.setdefault(site, rows)
+
+    def read_again(self, call: Call, output: Output) -> None:
+        """Only a hook for the gradient: a checkpointed segment runs a second time, now with a graph."""
+        tensor = output.tensor
+        site = self._book.call("activation_grad", *output.where)
+        if site is None:
+            return
+        self.hook(tensor, self._on_gradient, call.forward, site)
+        if tensor._is_view():
+            self._repeated_views.append((call.forward, site))
+            # Here no graph tells whether the module uses the base itself: of these it is known.
+            base = own_base(tensor, output.inputs) if isinstance(output.module, LINEAR_LIKE) else None
+            if base is not None:
+                self.hook(base, self._on_base_gradient, call.forward, site)
+
+    def read_graph(self, forward: Forward, nodes: list[Any]) -> None:
+        """What the graph below the outputs' nodes tells: following activations, and views that were changed."""
+        if self._book.grew:
+            consumers = Consumers(nodes)
+            found = following_activations(consumers, forward.layer_nodes, forward.activation_nodes, forward.fed_nodes)
+            self._book.set_following(found | forward.followed)
+            self._book.grew = False
+            for site, view in forward.views.items():
+                if view.node in consumers or not consumers.changed_in_place(view.base):
+                    continue  # used as it was, or not at all
+                # The base's gradient is the view's where all of it is the view, and nothing else uses it.
+                if not view.whole or len(consumers.of(view.base)) > 1:
+                    self._hidden.add(site)
+                    name = self._book.sites[site].name
+                    self._unobserved.add(name, "a view that was changed in place later, which hides its gradient")
+        forward.forget_graph()
+
+    # Backward
+
+    def _on_gradient(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
+        if forward.step.done or gradient is None:  # None: of a module's outputs this one was not used
+            return
+        self._reached(forward)
+        again = site in forward.gradients
+        if again and site not in forward.provisional:
+            name = self._book.sites[site].name
+            self._unobserved.add(name, "several backward passes reached it: the first is recorded")
+            return
+        if (again and torch.is_grad_enabled()) or why_unreadable(gradient) is not None:
+            return
+        rows = forward.step.arena.observe(gradient, unit=self._unit(forward))
+        if rows is None:
+            return
+        if again:  # a gradient penalty's pass came first; this is the one that leaves gradients
+            del forward.gradients[site]
+            forward.provisional.discard(site)
+        elif torch.is_grad_enabled():
+            forward.provisional.add(site)
+        forward.gradients[site] = rows
+
+    def _unit(self, forward: Forward) -> Tensor | float | None:
+        """What a gradient is to be divided by."""
+        scale = forward.step.scale
+        if self._averaged_over == 1:
+            return scale
+        return self._averaged_over if scale is None else scale * self._averaged_over
+
+    def _on_base_gradient(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
+        if site not in forward.gradients and site not in self._hidden:
+            self._on_gradient(forward, site, gradient)
+
+
+def _guarded(listener: Listener, function: Callable[..., None], *args: Any) -> None:
+    guarded_call(listener, partial(function, *args))

@@ -171,12 +171,19 @@ class Segments(nn.Module):
         return checkpoint(self.inner, x, use_reentrant=True)
 
 
+class Center(nn.Module):
+    """Operations that an observer uses as well: where results are saved by operation, it must not take their place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double().sub(x.double().mean()).float()
+
+
 class Selective(nn.Module):
     """What is saved and what runs again is decided operation by operation, and counted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.middle = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.GELU())
+        self.middle = nn.Sequential(nn.Linear(6, 6), Center(), nn.Tanh(), nn.Linear(6, 6), nn.GELU())
         self.last = nn.Linear(6, 2)
 
     @staticmethod

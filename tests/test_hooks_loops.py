@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 import weakref
@@ -238,6 +239,8 @@ def test_an_interrupt_in_the_middle_of_a_step_costs_that_step_only() -> None:
                     scope.step()
             assert scope.recording.steps.tolist() == [0, 1, 2]
             assert (column(scope.recording, "activation_grad", "inner.1", "count") == 30).all()
+            functions = [s.name for s in scope.recording.sites_of("activation") if ":" in s.name]
+            assert functions == ["<root>:relu"]  # no mode of ours was left behind, to see each call twice
             assert torch.overrides._get_current_function_mode_stack() == []
 
 
@@ -330,15 +333,48 @@ def test_a_forked_child_that_trains_the_model_does_not_write_the_parents_recordi
         "model(torch.ones(2, 4)).sum().backward(); scope.step()\n"
         "pid = os.fork()\n"
         "if not pid:\n"
-        "    with torch.no_grad():\n"
-        "        for _ in range(3): model(torch.ones(2, 4))\n"
+        "    for _ in range(3): model(torch.ones(2, 4)).sum().backward(); scope.step()\n"
         "    sys.exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
         "model(torch.ones(2, 4)).sum().backward(); scope.step(); scope.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("GradScopeWarning") == 1
+    assert "forked child" in done.stderr
     assert Recording.load(tmp_path / "run.gscope").steps.tolist() == [0, 1]
+
+
+def test_calls_of_another_thread_in_the_middle_of_a_forward_are_not_mixed_in() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.between = lambda: None
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            self.between()
+            return self.b(x)
+
+    model = Net()
+
+    def evaluate() -> None:
+        model.b(torch.ones(7, 4))  # a part of it
+        model.between = lambda: None
+        model(torch.ones(9, 4))  # and all of it
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=evaluate)
+        thread.start()
+        thread.join()
+
+    with GradScope(model) as scope:
+        model.between = in_a_thread
+        model(torch.ones(2, 4)).sum().backward()
+        scope.step()
+    assert scope.recording.values("activation", "count").tolist() == [[8, 8, 8]]
+    assert scope.recording.values("activation_grad", "count").tolist() == [[8, 8]]
 
 
 def test_no_scope_and_no_model_is_kept_alive_by_the_hooks_on_optimizers() -> None:

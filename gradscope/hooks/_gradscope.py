@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradscope.hooks._arguments import Arguments, check, facts_of, optimizers_of
-from gradscope.hooks._distributed import unwrapped
+from gradscope.hooks._distributed import parallelism, unwrapped
 from gradscope.hooks._dump import kept
 from gradscope.hooks._guard import Hook, Removable, guarded_call
 from gradscope.hooks._merging import Merging
@@ -126,6 +126,7 @@ class GradScope:
         given = Arguments(plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite)
         check(given)
         ranks = Ranks.of(model, process_group)
+        unmerged = parallelism(model) if ranks is None else None
         self.model = model
         place = log if ranks is None or ranks.rank == 0 else None
         self._book = _book(Recording.create(place, facts=facts_of(given) | _rank_facts(ranks)), signals, sites)
@@ -136,7 +137,7 @@ class GradScope:
             self._unobserved,
             on_nonfinite=on_nonfinite,
             ranks=self._merging,
-            whole_model=sites is None,
+            whole_model=sites is None and not (unmerged is not None and unmerged.sharded),
         )
         parameters = Parameters(
             plain,
@@ -167,7 +168,7 @@ class GradScope:
             keep_batch=kept if on_nonfinite == "dump" else None,
             functional=functional,
             validation=self._validation,
-            gradients_settle=ranks is not None,
+            gradients_settle=ranks is not None or unmerged is not None,
             averaged_over=1 if ranks is None else ranks.averaged_over,
         )
         self._stepper.after_last_write = self._observer.end_step

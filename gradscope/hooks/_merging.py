@@ -35,6 +35,11 @@ class Merging:
         """Whether the ranks still merge, and so have to write at the same moment."""
         return not self._lost
 
+    @property
+    def whole(self) -> bool:
+        """Whether the latest record has all entries of each parameter."""
+        return not (self._lost and self._ranks.sharded)
+
     def merged(self, record: StepRecord, own: Mapping[Signal, NDArray[np.bool_]]) -> StepRecord:
         """The record of the global batch; `own` marks the rows that this rank contributes."""
         if not self._lost:

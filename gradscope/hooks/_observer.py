@@ -96,7 +96,6 @@ class Observer:
         self._accumulation = Accumulation(self, parameters, clock.open_step, settles=gradients_settle)
         self._segments = Segments()
         self._global_handles: list[Removable] = []
-        self._forward: Forward | None = None
         self._local = threading.local()
         self._functional = FunctionalSites(self._after_function) if functional else None
         callbacks = Callbacks(
@@ -125,7 +124,7 @@ class Observer:
         self._global_handles = []
         if self._functional is not None:
             self._functional.leave()
-        self._forward = None
+        self._local = threading.local()
         self._accumulation.forget()
         self._segments.forget()
 
@@ -135,6 +134,11 @@ class Observer:
         self._segments.forget()
 
     # The root
+
+    @property
+    def _forward(self) -> Forward | None:
+        """The pass that this thread is in."""
+        return getattr(self._local, "forward", None)
 
     @property
     def _suppressed(self) -> int:
@@ -156,7 +160,7 @@ class Observer:
                     self._local.validating = self._validation.begin()
                     self._observe_inputs(self._local.validating, module, args, kwargs)
             return
-        forward = self._forward = self._clock.begin_forward(root=True)
+        forward = self._local.forward = self._clock.begin_forward(root=True)
         if not self._accumulation.settles and wrapped_by_ddp(module):
             self._coverage.wrapped()
         if not forward.step.observed:
@@ -187,11 +191,11 @@ class Observer:
                 self._local.validating = None
             return
         forward = self._forward
-        if forward is None or not forward.root or forward.thread != threading.get_ident():
+        if forward is None or not forward.root:
             return
         if self._functional is not None:
             self._functional.leave()
-        self._forward = None
+        self._local.forward = None
         if output is None and sys.exception() is not None:  # the forward raised
             return
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
@@ -217,11 +221,11 @@ class Observer:
         forward = self._forward
         if forward is None:
             return torch.is_grad_enabled() and self._clock.observes_next()
-        return forward.step.observed and forward.thread == threading.get_ident()
+        return forward.step.observed
 
     @guarded
     def _before_module(self, name: str, module: nn.Module, args: Any) -> None:
-        if self._functional is not None and self._mine(self._forward):
+        if self._functional is not None and self._forward is not None and not self._suppressed:
             self._functional.module_begins(name, module)
 
     @guarded
@@ -304,7 +308,7 @@ class Observer:
     @guarded
     def _after_function(self, name: str, module: nn.Module, function: str, output: Tensor) -> None:
         forward = self._forward
-        if not self._mine(forward) or forward is None or not forward.step.observed or is_replaying():
+        if forward is None or self._suppressed or not forward.step.observed or is_replaying():
             return
         site = f"{name}:{function}"
         call = forward.next_call(site)
@@ -320,11 +324,8 @@ class Observer:
         if forward is None or (not forward.root and forward.step.backward):
             if not torch.is_grad_enabled() or in_transform() or is_capturing():
                 return None
-            forward = self._forward = self._clock.begin_forward(root=False)
-        return forward if self._mine(forward) and not in_transform() else None
-
-    def _mine(self, forward: Forward | None) -> bool:
-        return forward is not None and forward.thread == threading.get_ident() and not self._suppressed
+            forward = self._local.forward = self._clock.begin_forward(root=False)
+        return None if in_transform() else forward
 
     def _note_unreadable(self, name: str, output: Any) -> None:
         for tensor in tensors(output):

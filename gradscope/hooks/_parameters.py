@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container, Iterator, Mapping
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from gradscope.hooks._clipping import sample
 from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
 from gradscope.hooks._ranks import Ranks
-from gradscope.hooks._sites import SiteBook, is_lazy, unwrapped_name
+from gradscope.hooks._sites import ROOT, SiteBook, is_lazy, unwrapped_name
 from gradscope.hooks._step import Forward, Step
-from gradscope.hooks._tensors import why_unreadable
+from gradscope.hooks._tensors import is_distributed, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
+from gradscope.recording import GradScopeWarning
 
 
 class Parameters:
@@ -35,6 +37,7 @@ class Parameters:
         self._book = book
         self._unobserved = unobserved
         self._ranks = ranks
+        self._in_parts = any(is_distributed(parameter) for _, _, parameter in parameters_at_rest(model))
 
     def named(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
         """Name, owner and parameter, each parameter once."""
@@ -52,12 +55,25 @@ class Parameters:
             return
         step.weights_read = True
         for name, module, parameter in self.named():
+            if not self._in_parts and is_distributed(parameter):
+                self._note_parts()
             site = self._site("weight", name, module, parameter)
             if site is not None and (rows := step.arena.observe(parameter)) is not None:
                 rows.own = self._owns(parameter)
                 step.weights.append((site, rows))
         if not self.at_step:
             self.keep_before(step)
+
+    def _note_parts(self) -> None:
+        """The parameters were spread over ranks after the scope was made."""
+        self._in_parts = True
+        self._unobserved.add(ROOT, _IN_PARTS)
+        warnings.warn(
+            "GradScope records this rank alone, and its parts of the parameters: "
+            "give it the model after fully_shard or parallelize_module",
+            GradScopeWarning,
+            stacklevel=2,
+        )
 
     def keep_before(self, step: Step) -> None:
         """Copy the trainable parameters, so that the update is known when the optimizer has changed them."""
@@ -126,11 +142,12 @@ class Parameters:
 
 
 _ITS_GRADIENT = "its gradient is "
+_IN_PARTS = "in parts on several ranks, of which the scope does not know"
 
 
 def some_gradient_unread(unobserved: Mapping[str, str]) -> bool:
     """Whether the total norm of the gradient is not known, by what could not be observed."""
-    return any(reason.startswith(_ITS_GRADIENT) for reason in unobserved.values())
+    return any(reason == _IN_PARTS or reason.startswith(_ITS_GRADIENT) for reason in unobserved.values())
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> set[int]:

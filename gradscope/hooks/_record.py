@@ -27,6 +27,10 @@ class Merger(Protocol):
     def averaged_over(self) -> float:
         """How many ranks' losses are averaged to the loss."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether the record of the latest step has all entries of each parameter."""
+
     def merged(self, record: StepRecord, own: Mapping[Signal, NDArray[np.bool_]]) -> StepRecord:
         """The record of the global batch; `own` marks the rows that this rank contributes."""
 
@@ -59,7 +63,7 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
     notes = dict(record.notes)
     if step.scale is not None:
         notes["loss_scale"] = scale
-    notes |= _norms(step, record, scale) if whole_model else {}
+    notes |= _norms(step, record, scale) if whole_model and (ranks is None or ranks.whole) else {}
     notes |= {name: _plain(value) for name, value in step.notes.items()}  # the user's own word stands
     return replace(record, notes=notes)
 

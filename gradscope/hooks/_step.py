@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,7 +83,6 @@ class Forward:
     def __init__(self, step: Step, root: bool) -> None:
         self.step = step
         self.root = root
-        self.thread = threading.get_ident()
         self.calls: dict[str, int] = {}
         self.fired: set[str] = set()
         """Modules whose hook has told of a call, whatever it returned."""

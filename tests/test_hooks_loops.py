@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -213,6 +214,37 @@ def test_the_evaluations_of_a_closure_are_one_step_without_the_optimizer_given()
     assert not scope.recording.skipped.any()
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_trainer_that_runs_the_last_micro_batch_inside_the_optimizers_step_is_recorded_right(given: bool) -> None:
+    """As Lightning does: clipping and all happen in the closure."""
+    model = _net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    norms, gradients = [], []
+
+    def backward(seed: int) -> None:
+        (model(_batch(seed)).square().mean() / 2).backward()
+
+    with GradScope(model, optimizer if given else None) as scope:
+        for step in range(3):
+
+            def closure(step: int = step) -> None:
+                backward(2 * step + 1)
+                norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.01)))
+                gradients.append(_rms(model[0].weight.grad))
+
+            optimizer.zero_grad()
+            backward(2 * step)
+            optimizer.step(closure)
+    recording = scope.recording
+    assert recording.steps.tolist() == [0, 1, 2]
+    assert not recording.skipped.any()
+    assert (column(recording, "activation", "1", "count") == 60).all()
+    assert np.allclose(recording.notes("grad_norm"), norms, rtol=1e-5)
+    assert np.allclose(recording.notes("clip_coefficient"), 0.01 / np.array(norms), rtol=1e-4)
+    factor = 1.0 if given else recording.notes("clip_coefficient")
+    assert np.allclose(column(recording, "weight_grad", "0.weight") * factor, gradients, rtol=1e-4)
+
+
 def test_an_interrupt_in_the_middle_of_a_step_costs_that_step_only() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -299,6 +331,11 @@ def test_validation_is_recorded_apart_where_asked_for() -> None:
     assert apart.steps.tolist() == [1, 2, 3]
     assert (column(apart, "activation", "1", "count") == 2 * 20 * 6).all()
     assert apart.facts["source"] == "validation"
+    assert all(s in scope.recording.sites_of("activation") for s in apart.sites_of("activation"))
+    names = {
+        signal: [s.name for s in scope.recording.sites_of(signal)] for signal in ("weight", "weight_grad", "update")
+    }
+    assert names["weight"] == names["weight_grad"] == names["update"]
     with torch.no_grad():
         whole = torch.cat([model(_batch(10, rows=20)), expected])
     assert np.isclose(column(apart, "activation", "2")[-1], _rms(whole), rtol=1e-6)
@@ -505,3 +542,206 @@ def test_one_warning_and_no_more_after_an_error_inside() -> None:
             optimizer.step()
     assert [w.category for w in caught] == [GradScopeWarning]
     assert not any(m._forward_hooks for m in model.modules())
+
+
+# What can go wrong in a loop
+
+
+class Reentrant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.utils.checkpoint.checkpoint(self.a, x, use_reentrant=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_segments_of_other_passes_do_not_lend_their_calls() -> None:
+    """Contexts die, and another may have the same address: passes that no backward follows, and validations."""
+    torch.manual_seed(0)
+    model = Reentrant()
+    with GradScope(model, validation=True, every=1) as scope:
+        for step in range(20):
+            model(torch.randn(3, 4, requires_grad=True))
+            with torch.no_grad():
+                model(torch.randn(3, 4))
+            model(torch.randn(5, 4, requires_grad=True)).square().mean().backward()
+            scope.step()
+            assert len(scope.recording.steps) == step  # the last waits for the optimizer
+    assert (column(scope.recording, "activation", "b", "count") == 30).all()
+    assert (column(scope.recording, "activation_grad", "a", "count") == 20).all()
+
+
+def test_a_forward_that_raises_keeps_no_activation_alive() -> None:
+    class Kept:
+        """As large as an activation."""
+
+    class Holds(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.kept = Kept()
+            seen.append(weakref.ref(ctx.kept))
+            return x.clone()
+
+    seen: list[weakref.ref[Kept]] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.b(Holds.apply(self.a(x)))
+            raise MemoryError("as a batch that is too large")
+
+    with GradScope(Net()) as scope:
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                scope(_batch())
+            gc.collect()
+            assert seen[-1]() is None
+
+
+def test_passes_with_gradient_that_no_backward_follows_pile_up_nothing() -> None:
+    model = _net()
+    with GradScope(model, on_nonfinite="dump") as scope:
+        for seed in range(50):
+            out = model(_batch(seed))  # the graph of the pass before is there until it is replaced
+        open_step = scope._stepper.open_step()
+        assert open_step is not None
+        assert len(open_step.forwards) <= 2
+        del out
+        model(_batch()).sum().backward()
+    assert scope.recording.steps.tolist() == [0]
+    assert (column(scope.recording, "activation", "1", "count") == 30).all()
+
+
+def test_several_forwards_before_one_backward_are_all_counted() -> None:
+    model = _net()
+    with GradScope(model) as scope:
+        (model(_batch(0)) - model(_batch(1))).square().sum().backward()
+    assert (column(scope.recording, "activation", "1", "count") == 60).all()
+    assert (column(scope.recording, "activation_grad", "1", "count") == 60).all()
+
+
+@pytest.mark.parametrize("options", [{"signals": ("activation",)}, {"sites": "1"}], ids=str)
+def test_micro_steps_are_joined_whatever_is_recorded(options: dict[str, Any]) -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradScope(model, **options) as scope:
+        for step in range(3):
+            for part in range(4):
+                model(_batch(4 * step + part)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert scope.recording.steps.tolist() == [0, 1, 2]
+    assert (column(scope.recording, "activation", "1", "count") == 120).all()
+
+
+def test_an_error_in_the_backward_costs_that_step_only() -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            raise RuntimeError("the user's")
+
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradScope(model) as scope:
+        for step in range(4):
+            optimizer.zero_grad()
+            hidden = model[1](model[0](_batch(step))) if step == 2 else None
+            try:
+                out = model(_batch(step)) if hidden is None else model[2](Fails.apply(hidden))
+                out.sum().backward()
+            except RuntimeError:
+                continue
+            optimizer.step()
+            scope.step()
+    assert (column(scope.recording, "activation", "1", "count")[-1:] == 30).all()
+
+
+def test_an_optimizer_whose_step_raises_leaves_no_trace_in_the_next_steps() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the user's")
+
+    with GradScope(model) as scope:
+        for step in range(4):
+            optimizer.zero_grad()
+            model(_batch(step)).sum().backward()
+            handle = optimizer.register_step_pre_hook(fail) if step == 1 else None
+            try:
+                optimizer.step()
+            except RuntimeError:
+                continue
+            finally:
+                if handle is not None:
+                    handle.remove()
+    assert scope.recording.steps.tolist() == [0, 1, 2, 3]
+    assert scope.recording.skipped.tolist() == [False, True, False, False]
+
+
+def test_parameters_have_their_depth_also_where_activations_are_not_recorded() -> None:
+    model = _net()
+    with GradScope(model, signals=("weight",)) as scope:
+        model(_batch()).sum().backward()
+    assert [(s.name, s.depth) for s in scope.recording.sites_of("weight") if s.param == "weight"] == [
+        ("0.weight", 1),
+        ("2.weight", 3),
+    ]
+
+
+def test_weights_computed_for_one_call_are_no_parameters_to_hook() -> None:
+    """As in MAML: functional_call with fast weights."""
+    model = _net()
+    with GradScope(model) as scope:
+        weights = {name: p - 0.1 * p.square() for name, p in model.named_parameters()}
+        functional_call(model, weights, (_batch(),)).sum().backward()
+    assert scope.recording.steps.tolist() == [0]
+    assert np.isfinite(scope.recording.values("activation_grad", "rms")).all()
+
+
+def test_two_threads_that_train_one_model_do_not_stop_the_recording() -> None:
+    model = _net()
+
+    def train() -> None:
+        for seed in range(20):
+            model(_batch(seed)).sum().backward()
+
+    with GradScope(model, every=1) as scope:
+        model(_batch()).sum().backward()
+        thread = threading.Thread(target=train)
+        thread.start()
+        for seed in range(20):
+            model(_batch(seed)).sum().backward()
+        thread.join()
+    assert len(scope.recording.steps) == 21
+    assert (column(scope.recording, "activation", "1", "count") == 30).all()
+    assert "several threads" in scope.unobserved["<root>"]
+
+
+def test_a_validation_may_be_looked_at_between_its_passes() -> None:
+    model = _net()
+    with GradScope(model, validation=True) as scope:
+        model(_batch()).sum().backward()
+        with torch.no_grad():
+            for _ in range(2):
+                model(_batch())
+                assert scope.validation is not None
+    assert scope.validation.steps.tolist() == [1]
+    assert (column(scope.validation, "activation", "1", "count") == 60).all()
+
+
+def test_a_pickled_model_is_read_where_gradscope_is_not_installed() -> None:
+    import pickle
+
+    with GradScope(_net()) as scope:
+        stored = pickle.dumps(scope.model)
+    assert b"gradscope" not in stored

@@ -492,3 +492,25 @@ def test_a_residual_stream_can_be_followed_apart_from_its_branches() -> None:
     branch = scope.recording.profile("activation", role="pre-activation")
     assert [s.name for s in stream.sites] == ["0", "1"]
     assert [s.name for s in branch.sites] == ["0.first", "0.second", "1.first", "1.second"]
+
+
+def test_a_clamp_by_tensors_and_an_output_without_end_stop_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.odd = nn.Linear(3, 3), Cyclic()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.linear(x).clamp(min=torch.zeros(3))
+            return self.odd(h)[0]
+
+    with GradScope(Net()) as scope:
+        scope(torch.randn(2, 3)).sum().backward()
+    assert np.isfinite(rms(scope.recording, "activation_grad")["linear"])
+
+
+class Cyclic(nn.Module):
+    def forward(self, x: Tensor) -> list[Any]:
+        out: list[Any] = [x * 2, range(10**9)]
+        out.append(out)
+        return out

@@ -199,3 +199,45 @@ def test_micro_steps_are_told_apart() -> None:
     with pytest.warns(GradScopeWarning, match="the batch itself"):
         scope.close()
     assert scope.first_nonfinite.micro_step == 2
+
+
+def _guarded_loop(end: str) -> GradScope:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scope = GradScope(model, every=10, on_nonfinite="warn")
+    for step in range(6):
+        optimizer.zero_grad()
+        x = torch.randn(4, 8)
+        if step == 3:
+            x[0, 0] = torch.inf
+        loss = model(x).square().mean()
+        if not loss.isfinite():
+            if end == "break":
+                break
+            continue
+        loss.backward()
+        optimizer.step()
+    scope.close()
+    return scope
+
+
+@pytest.mark.parametrize("end", ["continue", "break"])
+def test_a_loop_that_leaves_a_bad_loss_out_before_its_backward_is_told_all_the_same(end: str) -> None:
+    with pytest.warns(GradScopeWarning, match="step 3: .* of '<input>'"):
+        scope = _guarded_loop(end)
+    assert scope.recording.steps.tolist()[:4] == [0, 1, 2, 3]
+    assert scope.recording.skipped.tolist()[3] is (end == "break")
+
+
+def test_a_layer_is_not_blamed_for_what_was_not_recorded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    with GradScope(model, sites="1") as scope:
+        scope(torch.ones(2, 4)).sum().backward()
+    assert (scope.first_nonfinite.site, scope.first_nonfinite.producer) == ("1", False)
+    with GradScope(model, signals=("activation",)) as scope:
+        scope(torch.ones(2, 4)).sum().backward()
+    assert (scope.first_nonfinite.site, scope.first_nonfinite.producer) == ("0", False)

@@ -44,7 +44,7 @@ def optimizers_of(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
     given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
     found = []
     for each in given:
-        inner = getattr(each, "optimizer", None)
+        inner = None if isinstance(each, torch.optim.lr_scheduler.LRScheduler) else getattr(each, "optimizer", None)
         each = inner if isinstance(inner, torch.optim.Optimizer) else each
         if not hasattr(each, "register_step_pre_hook"):
             raise TypeError(

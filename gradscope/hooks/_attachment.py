@@ -62,7 +62,8 @@ class Attachment:
                 self.lazy = True
                 continue
             known = self._parameters.get(id(parameter))
-            if parameter.requires_grad and (known is None or known() is not parameter):
+            # One that is no leaf stands there for a single call: functional_call with weights that were computed.
+            if parameter.requires_grad and parameter.is_leaf and (known is None or known() is not parameter):
                 self._parameters[id(parameter)] = weakref.ref(parameter)
                 called = unwrapped_name(name)
                 hook = Hook(partial(_weakly, weakref.WeakMethod(self._call.after_accumulate), called))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -46,7 +47,7 @@ _entered = _Entered()
 class BetweenGraphs:
     """A hook that runs as ordinary Python: a graph that Dynamo makes breaks there, or does without it."""
 
-    __slots__ = ("_function", "_left_out")
+    __slots__ = ("__weakref__", "_function", "_left_out")
 
     breaks = True
     """False for a hook on a module within the model: it vanishes from a graph without asking."""
@@ -70,18 +71,15 @@ class BetweenGraphs:
         return getattr(self, "_left_out", None)
 
     def __deepcopy__(self, memo: Any) -> Callable[..., None]:
-        return _nothing
+        return _nothing()
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _left_behind, ()
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """What a hook becomes in a copy of the model, also in one that was pickled: it reports to nobody."""
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        return getattr, (nullcontext(), "__exit__")
 
 
-def _left_behind() -> Callable[..., None]:
-    return _nothing
+def _nothing() -> Callable[..., None]:
+    """What a hook becomes in a copy of the model: it takes anything, does nothing, and unpickles without us."""
+    return nullcontext().__exit__
 
 
 class Entrance(BetweenGraphs):

@@ -18,6 +18,9 @@ _NEVER = "never called in a forward pass"
 _AROUND = "its parameters are used, but not by calling it, so its hooks never fire"
 _IN_ATTENTION = "MultiheadAttention uses its weights without calling it"
 
+UNCALLED = frozenset({_NEVER, _AROUND})
+"""Reasons that do not hold where another rank has called the module."""
+
 
 class Coverage:
     """Says what no hook tells of, and takes it back once one does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ def kept(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, Mapping):
         return {str(key): kept(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: kept(getattr(value, item.name, None)) for item in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [kept(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

@@ -36,13 +36,16 @@ class Exchange:
         ranks: global numbers, ascending; each of them has to make its exchange at the same point of its program.
         timeout: seconds to wait for the others, here and at each call.
 
+    Attributes:
+        timeout: of the next call.
+
     Raises:
         RankLost: some rank did not come.
     """
 
     def __init__(self, ranks: tuple[int, ...], timeout: float) -> None:
         self._ranks = ranks
-        self._timeout = timeout
+        self.timeout = timeout
         self._me = ranks.index(dist.get_rank())
         name = f"gradscope/{'_'.join(map(str, ranks))}/{_made[ranks]}"
         _made[ranks] += 1
@@ -62,7 +65,7 @@ class Exchange:
         Raises:
             RankLost: a rank did not answer in time.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         others = [peer for peer in range(len(self._ranks)) if peer != self._me]
         body = body or b"\0"
         mine = _tensor(head.ljust(_HEAD - 8, b"\0") + len(body).to_bytes(8, "little")), _tensor(body)
@@ -100,7 +103,7 @@ class Exchange:
             yield
         except Exception as error:
             late = time.monotonic() > deadline - 0.05
-            reason = f"did not answer within {self._timeout:g} s" if late else f"is gone ({_first_line(error)})"
+            reason = f"did not answer within {self.timeout:g} s" if late else f"is gone ({_first_line(error)})"
             raise RankLost(f"rank {self._ranks[peer]} {reason}") from error
 
     def close(self) -> None:

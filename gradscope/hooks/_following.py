@@ -46,7 +46,8 @@ def _leaky_relu(node: Node) -> str:
 
 
 def _clamp(node: Node) -> str | None:
-    return "relu" if node._saved_min == 0 and getattr(node, "_saved_max", None) is None else None
+    low = node._saved_min  # a tensor, where each entry has its own
+    return "relu" if isinstance(low, (int, float)) and low == 0 and getattr(node, "_saved_max", None) is None else None
 
 
 def _gelu(node: Node) -> str:

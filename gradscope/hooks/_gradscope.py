@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,8 @@ class GradScope:
 
     A model in DistributedDataParallel, or with `fully_shard` or tensor-parallel parameters, is recorded over all its
     ranks: each has to make the scope and to close it, every rank's recording holds the statistics of the global
-    batch, and rank 0 writes `log`.
+    batch, and rank 0 writes `log`. A step is merged and written after the optimizer's next, where all ranks are. What
+    is noted, and what `validation` records, is each rank's own.
 
     Args:
         model: the module to observe. Sites have the names of the plain model, also below a wrapper
@@ -86,7 +88,8 @@ class GradScope:
             (`run.validation.gscope` beside `run.gscope`).
         on_nonfinite: watch every step for NaN and infinity, also those that are not due, and at the first one
             `"warn"`; or `"raise"` a `NonFiniteError` before the optimizer's step; or `"dump"` the batch to a file and
-            warn. The 20 steps before it are recorded then, due or not. The last two wait for the device at each step.
+            warn. The steps since the last due one, 20 at most, are recorded then too. Every step costs what a recorded
+            one costs, and the last two wait for the device at each. An overflow that a `scaler` skips is no alarm.
         process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
 
     Raises:
@@ -129,7 +132,17 @@ class GradScope:
         unmerged = parallelism(model) if ranks is None else None
         self.model = model
         place = log if ranks is None or ranks.rank == 0 else None
-        self._book = _book(Recording.create(place, facts=facts_of(given) | _rank_facts(ranks)), signals, sites)
+        apart = (
+            Recording.create(_apart(place), facts=facts_of(given) | {"source": "validation", "signals": ["activation"]})
+            if validation
+            else None
+        )
+        try:
+            recording = Recording.create(place, facts=facts_of(given) | _rank_facts(ranks))
+        except BaseException:
+            _take_back(apart)
+            raise
+        self._book = _book(recording, signals, sites)
         self._unobserved = Unobserved()
         self._merging = None if ranks is None else Merging(ranks, self._book, log)
         self._outlet = Outlet(
@@ -155,10 +168,9 @@ class GradScope:
             scaler=scaler,
             watch=on_nonfinite is not None,
         )
-        self._validation = None
-        if validation:
-            apart = Recording.create(_apart(place), facts=facts_of(given) | {"source": "validation"})
-            self._validation = Validation(_book(apart, signals, sites), self._stepper)
+        self._validation = (
+            None if apart is None else Validation(_book(apart, signals, sites), self._stepper, self._book)
+        )
         self._observer = Observer(
             plain,
             self._book,
@@ -213,10 +225,9 @@ class GradScope:
     def validation(self) -> Recording | None:
         """The forward passes without gradient, where `validation=True`.
 
-        A step of it is all of those between two training steps; its number is how many of these had been made.
+        A step of it is all of those between two training steps; its number is how many of these had been made. It is
+        there once training goes on, or by `close()`.
         """
-        if self._validation is not None and self._open:
-            guarded_call(self._observer, self._validation.write)
         return None if self._validation is None else self._validation.book.recording
 
     @property
@@ -264,12 +275,18 @@ class GradScope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
+        if error is not None:
+            self._hurry()
         try:
             self.close()
         except NonFiniteError:
             if error is None:
                 raise
         return False
+
+    def _hurry(self) -> None:
+        if self._merging is not None:
+            self._merging.hurry()
 
     def __str__(self) -> str:
         return step_table(self.recording)
@@ -326,6 +343,8 @@ _OPEN: weakref.WeakSet[GradScope] = weakref.WeakSet()
 def _close_all() -> None:
     """A script that ends without `close()` loses nothing."""
     for scope in list(_OPEN):
+        if getattr(sys, "last_value", None) is not None:  # an error has ended the program
+            scope._hurry()
         try:
             scope.close()
         except NonFiniteError as error:
@@ -339,6 +358,14 @@ def _book(recording: Recording, signals: Sequence[Signal], sites: Any) -> SiteBo
 def _apart(log: str | os.PathLike[str] | None) -> Path | None:
     """Where the validation is recorded."""
     return None if log is None else Path(log).with_name(f"{Path(log).stem}.validation{Path(log).suffix}")
+
+
+def _take_back(recording: Recording | None) -> None:
+    """Leave nothing of a recording in which nothing is."""
+    if recording is not None:
+        recording.close()
+        if recording.path is not None:
+            recording.path.unlink(missing_ok=True)
 
 
 def _rank_facts(ranks: Ranks | None) -> dict[str, Any]:
@@ -374,8 +401,8 @@ def _before_optimizer(observer: Observer, stepper: Stepper, optimizer: torch.opt
     guarded_call(observer, partial(stepper.before_optimizer, optimizer))
 
 
-def _after_optimizer(observer: Observer, stepper: Stepper, *_: Any) -> None:
-    guarded_call(observer, stepper.after_optimizer)
+def _after_optimizer(observer: Observer, stepper: Stepper, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    guarded_call(observer, partial(stepper.after_optimizer, optimizer))
 
 
 def _before_foreign(
@@ -390,5 +417,5 @@ def _after_foreign(
     observer: weakref.ref[Observer], stepper: weakref.ref[Stepper], optimizer: torch.optim.Optimizer, *_: Any
 ) -> None:
     seen, clock = observer(), stepper()
-    if seen is not None and clock is not None and seen.observes(held_by(optimizer)):
-        guarded_call(seen, clock.after_foreign)
+    if seen is not None and clock is not None and seen.observes(parameters := held_by(optimizer)):
+        guarded_call(seen, partial(clock.after_foreign, parameters))

@@ -94,6 +94,10 @@ class Merging:
             stacklevel=2,
         )
 
+    def hurry(self) -> None:
+        """An error ends the training here: the others may not come, and it shall be seen soon."""
+        self._ranks.hurry()
+
     def close(self) -> None:
         """Leave the group of ranks."""
         self._ranks.close()

@@ -68,9 +68,11 @@ class Rows:
             self.own and other.own,
         )
 
-    def some_not_finite(self) -> bool:
-        """Whether an entry is NaN or infinite, where that can be told without waiting for a device."""
-        return any(b.host is not None and bool(b.host[i, 6] or b.host[i, 7]) for b, i, _ in self.parts)
+    def some_not_finite(self) -> bool | None:
+        """Whether an entry is NaN or infinite; None where telling it would mean to wait for a device."""
+        if any(block.host is None for block, _, _ in self.parts):
+            return None
+        return any(bool(b.host[i, 6] or b.host[i, 7]) for b, i, _ in self.parts if b.host is not None)
 
 
 class Arena:
@@ -126,7 +128,7 @@ class Arena:
             rows.parts.append((block, index, part.numel()))
             if self.histograms:
                 counted = part if before is None else part.double() - before
-                rows.histogram.append(_log2_histogram(counted if unit is None else counted.double() / unit))
+                rows.histogram.append(log2_histogram(counted if unit is None else counted.double() / unit))
         return rows
 
     def absorb(self, other: Arena) -> None:
@@ -165,6 +167,10 @@ class Arena:
         for k in range(1, max((len(r.parts) + bool(r.constant_zeros) for r in rows), default=0)):
             merged = Moments.merge(merged, _columns([self._part(r, k) for r in rows]))
         return merged
+
+    def finite_here(self) -> bool:
+        """Whether no row has a NaN or an infinity so far; waits for a device."""
+        return not any(bool(b.rows[: b.used, 6:].any()) for blocks in self._blocks.values() for b in blocks)
 
     def all_finite(self) -> bool:
         """Whether no row has a NaN or an infinity (after `send`; waits for what is under way)."""
@@ -295,8 +301,3 @@ def _reduce_finite(x: Tensor, row: Tensor) -> None:
     wide = torch.where(finite, wide - mean, zero)
     infs = x.numel() - entries - nans
     torch.stack([mean * scale, wide.dot(wide), low, high, zeros, scale, nans, infs], out=row)
-
-
-def _log2_histogram(x: Tensor) -> Tensor:
-    """Counts of the finite, non-zero entries by log2|x|, `(64,)` int64 over `HISTOGRAM_EDGES`."""
-    return log2_histogram(x)

@@ -76,7 +76,7 @@ class NonFinite:
                 return "the batch itself"
             return {
                 True: "whose own input and weights were finite: it is made there",
-                False: "carried: its input was not finite"
+                False: "carried: its input, or a weight, was not finite"
                 + (f", though the value of {self.source!r} before it was" if self.source else ""),
                 None: "the first in the forward pass",
             }[self.producer]
@@ -130,14 +130,14 @@ class _Search:
         return found and self._make(*found, 0, "parameter", None, "")
 
     def passes(self) -> NonFinite | None:
-        for number, forward in enumerate(self._step.counted_forwards()):
+        for number, forward in enumerate(self._step.forwards):  # also one that no backward has followed
             found = self._activation(number, forward) or self._gradient(number, forward)
             if found is not None:
                 return found
         return None
 
     def rest(self) -> NonFinite | None:
-        forwards = self._step.counted_forwards()
+        forwards = self._step.forwards
         for number, forward in enumerate(forwards):
             if found := self._first(forward.weight_grads.items()):
                 return self._make(*found, number, "parameter", True, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -97,6 +98,7 @@ class Observer:
         self._segments = Segments()
         self._global_handles: list[Removable] = []
         self._local = threading.local()
+        self._trainer: int | None = None
         self._functional = FunctionalSites(self._after_function) if functional else None
         callbacks = Callbacks(
             before_root=self._before_root,
@@ -135,6 +137,15 @@ class Observer:
 
     # The root
 
+    def _is_trainer(self) -> bool:
+        """Whether this thread is the one that trains: the first that did, or, when that has ended, another."""
+        here = threading.get_ident()
+        if self._trainer != here and all(t.ident != self._trainer for t in threading.enumerate()):
+            self._trainer = here
+        if self._trainer != here:
+            self._unobserved.add(ROOT, "called with gradient in several threads: those of the first are recorded")
+        return self._trainer == here
+
     @property
     def _forward(self) -> Forward | None:
         """The pass that this thread is in."""
@@ -159,6 +170,12 @@ class Observer:
                 if self._validation is not None and self._suppressed == 1:
                     self._local.validating = self._validation.begin()
                     self._observe_inputs(self._local.validating, module, args, kwargs)
+            return
+        if self._forward is not None:  # an interrupt has ended it
+            self._forward.failed = True
+            self._forward.forget_graph()
+        if not self._is_trainer():
+            self._local.suppressed = self._suppressed + 1
             return
         forward = self._local.forward = self._clock.begin_forward(root=True)
         if not self._accumulation.settles and wrapped_by_ddp(module):
@@ -197,10 +214,11 @@ class Observer:
             self._functional.leave()
         self._local.forward = None
         if output is None and sys.exception() is not None:  # the forward raised
+            forward.failed = True
+            forward.forget_graph()
             return
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
-        for tensor in outputs:
-            self._signals.hook(tensor, self._backward_reached, forward)
+        forward.graph = [weakref.ref(self._signals.hook(t, self._backward_reached, forward)) for t in outputs]
         if forward.step.observed:
             if self._attachment.lazy:
                 self._attachment.attach_new()
@@ -275,7 +293,7 @@ class Observer:
         self._module_returned(name, module, args, kwargs, output)
 
     def _module_returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._functional is not None:
+        if self._functional is not None and self._forward is not None and not self._suppressed:
             self._functional.module_ends(module)
         if is_replaying():
             self._after_recomputation(name, module, tuple(floating_tensors((args, kwargs))), output)
@@ -297,7 +315,7 @@ class Observer:
         inputs = tuple(floating_tensors((args, kwargs)))
         for i, tensor in own:
             self._read(forward, Output(tensor, module, name, call, i, forward.depth, inputs))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self._suppressed:
             self._segments.note(Call(forward, name, call, forward.depth))
         first = own[0][1]
         if self._book.grew and first.grad_fn is not None:
@@ -314,6 +332,8 @@ class Observer:
         call = forward.next_call(site)
         forward.depth += 1
         self._read(forward, Output(output, module, site, call, depth=forward.depth, function=function))
+        if not torch.is_grad_enabled() and self._segments.inside():
+            self._unobserved.add(site, "a function in a reentrant checkpointed segment: its gradient is not recorded")
         forward.remember(output, (site, call))
 
     def _current(self) -> Forward | None:
@@ -322,7 +342,7 @@ class Observer:
             return getattr(self._local, "validating", None)
         forward = self._forward
         if forward is None or (not forward.root and forward.step.backward):
-            if not torch.is_grad_enabled() or in_transform() or is_capturing():
+            if not torch.is_grad_enabled() or in_transform() or is_capturing() or not self._is_trainer():
                 return None
             forward = self._local.forward = self._clock.begin_forward(root=False)
         return None if in_transform() else forward
@@ -373,11 +393,13 @@ class Observer:
     @guarded
     def _after_accumulate(self, name: str, parameter: Tensor) -> None:
         step = self._clock.open_step()
+        if parameter.device.type == "cpu" and self._trainer not in (None, threading.get_ident()):
+            return
         if step is None:
             if not self._clock.began:
                 self._coverage.backward_alone()
             return
-        step.backward = True
+        step.backward = step.new_gradients = True
         self._coverage.after_gradient(name.rpartition(".")[0])
         if step.observed and step.forwards:
             self._accumulation.arrived(step, name, parameter)

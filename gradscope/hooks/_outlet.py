@@ -1,7 +1,8 @@
 """Where closed steps go: to the host, over the ranks, past the watch for NaN and infinity, into the recording.
 
 The rows of a step travel to the host by themselves; it is written once they are there, so nothing waits. Only where
-ranks merge, all of them write at the same moment, and wait.
+ranks merge, all of them write at the same moment, and wait: after the optimizer's next step, which all of them make,
+rather than in the next forward pass, which may be one that a rank makes by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from gradscope.hooks._coverage import UNCALLED
 from gradscope.hooks._dump import dump
 from gradscope.hooks._nonfinite import (
     ORDER,
@@ -28,7 +32,7 @@ from gradscope.hooks._unobserved import Unobserved
 from gradscope.recording import GradScopeWarning, StepRecord
 
 RING = 20
-"""Steps before a non-finite one that are kept although they were not due."""
+"""Steps since the last due one that are kept, to be written if the next is not finite."""
 
 
 class Outlet:
@@ -55,12 +59,18 @@ class Outlet:
         self._raised = False
         self._facts: dict[str, object] = {}
 
-    def put(self, step: Step) -> None:
-        """Take a step that nothing will change any more."""
+    def put(self, step: Step, *, meets_later: bool = False) -> None:
+        """Take a step that nothing will change any more; with `meets_later`, `meet` will be called after it."""
         step.done = True
         step.send()
         self._waiting.append(step)
-        self.flush(wait=self.ranks is not None)
+        if self.ranks is None or not meets_later or len(self._waiting) > 1:
+            self.flush(wait=self.ranks is not None)
+
+    def meet(self) -> None:
+        """All ranks are at this point of their program: merge and write what waits for it."""
+        if self.ranks is not None:
+            self.flush(wait=True)
 
     def flush(self, *, wait: bool) -> None:
         """Write the steps whose rows have arrived; with `wait`, all."""
@@ -77,6 +87,12 @@ class Outlet:
             self._facts[key] = value
             self._book.recording.set_fact(key, value)
 
+    def something_bad(self, step: Step) -> bool:
+        """Whether passes that no backward follows are to be kept all the same: for a NaN or infinity in one."""
+        if not step.observed or (torch.cuda.is_initialized() and not step.watched):  # else a device is waited for
+            return False
+        return not all(arena.finite_here() for arena in (step.arena, *(forward.arena for forward in step.forwards)))
+
     def check(self, step: Step) -> None:
         """Look for NaN and infinity before the optimizer has run: to raise, or to dump what made them.
 
@@ -85,6 +101,7 @@ class Outlet:
         """
         if self.on_nonfinite not in ("raise", "dump") or self.first is not None or not step.observed:
             return
+        step.gather()
         step.arena.send()
         if step.arena.all_finite() or (found := first_nonfinite(step, self._book.sites)) is None:
             return
@@ -99,6 +116,9 @@ class Outlet:
         record = to_record(step, self.ranks, whole)
         if self.ranks is not None:
             found = self._earlier_elsewhere(found, record)
+            for name in [n for n, reason in self._unobserved.reasons.items() if reason in UNCALLED]:
+                if self._book.knows("activation", name):  # from another rank
+                    self._unobserved.drop(name)
         if found is not None:
             notes = {"nonfinite": found.sentence} | ({"overflow_site": found.site} if step.skipped else {})
             record = replace(record, notes=notes | dict(record.notes))
@@ -160,8 +180,11 @@ class Outlet:
         if self.on_nonfinite == "warn":
             _warn(found.sentence)
         elif self.on_nonfinite == "dump":
-            self._dumped = dump(step, found, self._book.recording)
-            _warn(f"{found.sentence}; its batch is in {self._dumped}")
+            try:
+                self._dumped = dump(step, found, self._book.recording)
+                _warn(f"{found.sentence}; its batch is in {self._dumped}")
+            except OSError as error:
+                _warn(f"{found.sentence}; its batch could not be kept: {error}")
 
 
 def _warn(sentence: str) -> None:

@@ -12,7 +12,7 @@ from gradscope.hooks._clipping import sample
 from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import ROOT, SiteBook, is_lazy, unwrapped_name
-from gradscope.hooks._step import Forward, Step
+from gradscope.hooks._step import Forward, Step, version
 from gradscope.hooks._tensors import is_distributed, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.recording import GradScopeWarning
@@ -44,6 +44,10 @@ class Parameters:
         for name, owner, parameter in parameters_at_rest(self._model):
             if not is_lazy(parameter):
                 yield unwrapped_name(name), owner, parameter
+
+    def versions(self) -> list[tuple[Tensor, int]]:
+        """The parameters, and how often each was changed in place."""
+        return [(parameter, version(parameter)) for _, _, parameter in self.named()]
 
     def gradients_gone(self) -> bool:
         """Whether no parameter has a gradient any more: they were thrown away."""
@@ -80,7 +84,7 @@ class Parameters:
         if step.before:
             return
         for name, module, parameter in self.named():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.is_leaf:
                 site = self._site("update", name, module, parameter)
                 if site is not None:
                     step.before.append((site, parameter, parameter.detach().clone()))
@@ -105,17 +109,22 @@ class Parameters:
         site = self._site("weight_grad", name, module or self._model, parameter)
         step = forward.step
         unit = None if step.unscaled_weight_grads else step.scale
-        if site is not None and (rows := step.arena.observe(gradient, unit=unit)) is not None:
+        if site is not None and (rows := forward.arena.observe(gradient, unit=unit)) is not None:
             rows.own = self._owns(gradient)
             forward.weight_grads[site] = rows
 
     def sample_before(self, step: Step, name: str, parameter: Tensor) -> None:
         """A few entries of a gradient as the last backward left it, to know a clipping by."""
+        if not self._book.records("weight_grad"):
+            return
         if (entries := sample(parameter.grad)) is not None:
             step.clip.before[name] = entries
+            step.clip.after = {}  # of a backward before this one: a closure runs it inside the optimizer's step
 
     def sample_after(self, step: Step, only: Container[int]) -> None:
         """The same entries as an optimizer finds them."""
+        if not step.clip.before:
+            return
         for name, _, parameter in self.named():
             if id(parameter) in only and (entries := sample(parameter.grad)) is not None:
                 step.clip.after[name] = entries

@@ -27,6 +27,8 @@ V = TypeVar("V")
 
 _HEADER = struct.Struct("<8sq16sqq")
 _FORMAT = b"gscope01"
+_HURRY = 5.0
+"""Seconds."""
 _MOST_LAYOUTS = 64
 """So many lists of sites of one rank are remembered; sender and receivers forget the oldest alike."""
 
@@ -105,6 +107,11 @@ class Ranks:
             self.lost = str(error)
             self.close()
             raise
+
+    def hurry(self) -> None:
+        """Wait no longer for others than a few seconds: this rank may be the only one that ends now."""
+        if self._exchange is not None:
+            self._exchange.timeout = min(self._exchange.timeout, _HURRY)
 
     def close(self) -> None:
         """Leave the others."""

@@ -68,10 +68,11 @@ class Signals:
         self._hidden: set[int] = set()
         """Gradient sites of views whose gradient a change in place hides."""
 
-    def hook(self, tensor: Tensor, function: Callable[..., None], *known: Any) -> None:
-        """Have the function called with what is known and the tensor's gradient."""
-        call = partial(_guarded, self._listener, function, *known)
-        self._handles.append(tensor.register_hook(Hook(call)))
+    def hook(self, tensor: Tensor, function: Callable[..., None], *known: Any) -> Hook:
+        """Have the function called with what is known and the tensor's gradient; the hook lives as its graph does."""
+        hook = Hook(partial(_guarded, self._listener, function, *known))
+        self._handles.append(tensor.register_hook(hook))
+        return hook
 
     def take_off_hooks(self) -> None:
         """From the tensors of a step: some outlive it, and would keep alive what the hooks know."""
@@ -115,19 +116,30 @@ class Signals:
             self._unobserved.add(name, f"its output is {reason}")
             return False
         site = book.call("activation", *output.where)
-        if site is not None and (rows := forward.step.arena.observe(output.tensor)) is not None:
+        if site is not None and (rows := forward.arena.observe(output.tensor)) is not None:
             forward.activations.append((site, rows))
-            if rows.some_not_finite():
-                self._look_at_inputs(forward, site, output)
+            if rows.some_not_finite() is not False:
+                self._look_at_inputs(forward, site, output, rows.some_not_finite() is True)
         return True
 
-    def _look_at_inputs(self, forward: Forward, site: int, output: Output) -> None:
-        """Of a call whose output is not finite: was what it was given?"""
-        rows = Rows()
+    def _look_at_inputs(self, forward: Forward, site: int, output: Output, certain: bool) -> None:
+        """Of a call whose output is not finite: was what it was given, and what it has?
+
+        On a device it is not certain that the output is not finite. There everything is read only where each step is
+        watched, and otherwise only what costs nothing: that an earlier site has the input.
+        """
+        rows, unknown = Rows(), list[Tensor]()
+        if not self._book.has_all("weight"):
+            unknown += output.module.parameters(recurse=False)
         for tensor in output.inputs:
             before_it = forward.source(tensor) if tensor is output.tensor else forward.knows(tensor)
-            if not before_it and why_unreadable(tensor) is None:
-                rows += forward.step.arena.observe(tensor) or Rows()
+            if not before_it or not self._book.has_all("activation"):
+                unknown.append(tensor)
+        if unknown and not certain and not forward.step.watched:
+            return
+        for tensor in unknown:
+            if why_unreadable(tensor) is None and tensor.is_floating_point():
+                rows += forward.arena.observe(tensor) or Rows()
         forward.input_rows.setdefault(site, rows)
 
     def read_again(self, call: Call, output: Output) -> None:
@@ -174,7 +186,7 @@ class Signals:
             return
         if (again and torch.is_grad_enabled()) or why_unreadable(gradient) is not None:
             return
-        rows = forward.step.arena.observe(gradient, unit=self._unit(forward))
+        rows = forward.arena.observe(gradient, unit=self._unit(forward))
         if rows is None:
             return
         if again:  # a gradient penalty's pass came first; this is the one that leaves gradients

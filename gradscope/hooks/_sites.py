@@ -94,6 +94,8 @@ class SiteBook:
 
     def __init__(self, recording: Recording, signals: frozenset[Signal], chosen: SiteFilter | None) -> None:
         self.recording = recording
+        self.like: SiteBook | None = None
+        """A book whose sites of the same names are known better: with their graph."""
         self._signals = signals
         self._chosen = chosen
         self._ids: dict[tuple[Signal, str], int | None] = {}
@@ -113,13 +115,16 @@ class SiteBook:
         function: str | None = None,
     ) -> int | None:
         """Id of the site of one output tensor of one call of a module, or of a function called in it."""
+        self._depth.setdefault(name, depth)
         if signal not in self._signals:
             return None
         full = call_name(name, call, output)
         key = (signal, full)
         if key in self._ids:
             return self._ids[key]
-        self._depth.setdefault(name, depth)
+        better = None if self.like is None else self.like.find(signal, full)
+        if better is not None:
+            return self._enter(better)
         kind, role = function or class_name(module), role_of(module, tensor)
         fan_in, fan_out = (None, None) if name == INPUT or function else fans_of(module)
         if name == INPUT:
@@ -197,6 +202,19 @@ class SiteBook:
     def sites(self) -> Mapping[int, Site]:
         """By id."""
         return self._sites
+
+    def find(self, signal: Signal, name: str) -> Site | None:
+        """The site of a name, if it is taken."""
+        number = self._ids.get((signal, name))
+        return None if number is None else self._sites[number]
+
+    def has_all(self, signal: Signal) -> bool:
+        """Whether every site of a signal is taken."""
+        return self._chosen is None and signal in self._signals
+
+    def records(self, signal: Signal) -> bool:
+        """Whether any site of a signal may be taken."""
+        return signal in self._signals
 
     def knows(self, signal: Signal, name: str) -> bool:
         """Whether the site was met before, taken or left out."""

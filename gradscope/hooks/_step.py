@@ -33,7 +33,11 @@ class Step:
     """Update site, parameter, and its value before the optimizer's step."""
     clip: ClipSamples = field(default_factory=ClipSamples)
     notes: dict[str, Any] = field(default_factory=dict)
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)
+    """The parameters when it began, and how often they had been changed in place."""
     backward: bool = False
+    new_gradients: bool = False
+    """A backward has left some since an optimizer was last about to step."""
     closed: bool = False
     done: bool = False
     scale: Tensor | float | None = None
@@ -50,6 +54,7 @@ class Step:
 
     def send(self) -> None:
         """Start all that the record needs on its way to the host; `arena.arrived()` tells when it is there."""
+        self.gather()
         notes = {name: value for name, value in self.notes.items() if isinstance(value, Tensor)}
         before, after = self.clip.before, self.clip.after
         rows = [r for r in self._all_rows() if r.histogram]
@@ -64,6 +69,11 @@ class Step:
         if scale:
             self.scale = next(host)
         self.arena.send()
+
+    def gather(self) -> None:
+        """Take over the rows of its forward passes, to send or to look at."""
+        for forward in self.forwards:
+            self.arena.absorb(forward.arena)
 
     def _all_rows(self) -> Iterator[Rows]:
         for forward in self.forwards:
@@ -80,13 +90,19 @@ class Step:
 class Forward:
     """One root forward, or the module calls between two backwards where the root is not called itself."""
 
-    def __init__(self, step: Step, root: bool) -> None:
+    def __init__(self, step: Step, root: bool, arena: Arena) -> None:
         self.step = step
+        self.arena = arena
+        """Its own rows, which go where it goes."""
         self.root = root
         self.calls: dict[str, int] = {}
         self.fired: set[str] = set()
         """Modules whose hook has told of a call, whatever it returned."""
         self.depth = 0
+        self.graph: list[weakref.ref[Any]] | None = None
+        """Once the root has returned, our hooks on its outputs, which live as long as their graph."""
+        self.failed = False
+        """It has ended with an error, or an interrupt."""
         self.batch: Any = None
         """The model's inputs, where they may have to be dumped."""
         self.activations: list[tuple[int, Rows]] = []
@@ -97,7 +113,6 @@ class Forward:
         self.weight_grads: dict[int, Rows] = {}
         self.input_rows: dict[int, Rows] = {}
         """Activation site -> rows of the module's inputs, where no site has them and its output is not finite."""
-        self.hooked: set[str] = set()
         self.backward = False
         self.layer_nodes: dict[tuple[str, int], Any] = {}
         self.followed: dict[tuple[str, int], str] = {}
@@ -107,6 +122,11 @@ class Forward:
         self.views: dict[int, View] = {}
         """By gradient site."""
         self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether no backward can follow."""
+        return self.failed or (bool(self.graph) and all(hook() is None for hook in self.graph or ()))
 
     def next_call(self, name: str) -> int:
         """Index of this call of the module, from 0."""

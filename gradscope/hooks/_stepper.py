@@ -12,6 +12,7 @@ A closed step is written when the next one begins: only then is it sure what the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,12 +22,12 @@ from torch import Tensor
 from gradscope.hooks._moments import Arena, Block
 from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters, held_by
-from gradscope.hooks._step import Forward, Step, joined
+from gradscope.hooks._step import Forward, Step, joined, version
 from gradscope.hooks._tensors import is_replaying
 
 Mode = Literal["unknown", "each forward", "scope.step()", "optimizer"]
 
-_MOST_UNDECIDED = 64
+_MOST_UNDECIDED = 256
 """Forward passes kept undecided; then each is taken for a step."""
 
 _CLOSED_BY = {
@@ -53,7 +54,7 @@ class Stepper:
     ) -> None:
         self.after_last_write: Callable[[], None] = lambda: None
         self.in_step = True
-        """Whether steps may be written between two forward passes: ranks write together, at the forward only."""
+        """Whether steps may be written between two forward passes: ranks write together, where all of them are."""
         self._parameters = parameters
         self._outlet = outlet
         self._every = every
@@ -108,9 +109,11 @@ class Stepper:
             self.write_closed()
         elif self._open.backward:
             self._forward_after_backward(self._open)
+        elif root:
+            self._let_go(self._open)
         if self._open is None:
             self._open = self._new_step()
-        forward = Forward(self._open, root)
+        forward = Forward(self._open, root, self.new_arena())
         self._open.forwards.append(forward)
         return forward
 
@@ -123,11 +126,26 @@ class Stepper:
         step = Step(self.number, self.due(self.number) or bool(self._closed), self.new_arena(), self._watch)
         step.notes, self._early_notes = self._early_notes, {}
         step.scale = self._scale()
+        if self._mode == "unknown":
+            step.versions = self._parameters.versions()
         if self._closed:  # nothing has changed since: the copy serves again
             step.before, self._closed[-1].before = self._closed[-1].before, []
         return step
 
+    def _let_go(self, step: Step) -> None:
+        """Of the passes that no backward can follow, since their graphs are gone, unless something is wrong in one."""
+        over = [forward for forward in step.forwards if forward.over]
+        if not over or self._outlet.something_bad(step):
+            return
+        for forward in over:
+            forward.arena.release()
+            step.forwards.remove(forward)
+        if not step.forwards:
+            self.after_last_write()
+
     def _forward_after_backward(self, step: Step) -> None:
+        if self._inside_optimizer and not optimizer_running():  # its step has raised
+            self._inside_optimizer = False
         if self._inside_optimizer and not step.stepped:
             return  # one more evaluation of a closure
         if self._mode == "optimizer" or (self._mode != "scope.step()" and self._optimizer_seen):
@@ -147,6 +165,9 @@ class Stepper:
         elif self._mode in ("unknown", "each forward"):
             self._mode = "each forward"
             self._end()
+        elif not step.stepped and self._parameters.gradients_gone():
+            step.skipped = True  # an error in its backward, or in our hooks, has kept the loop from `scope.step()`
+            self._end()
 
     def _end(self, *, join: bool = False) -> None:
         self.close_step()
@@ -155,8 +176,8 @@ class Stepper:
         self.write_closed()
 
     def _changed(self, step: Step) -> bool:
-        """Whether an optimizer has run since the step's forward; without `update` to tell it, it has."""
-        if step.stepped or not step.before:
+        """Whether an optimizer has run since the step's forward."""
+        if step.stepped or any(version(parameter) != known for parameter, known in step.versions):
             return True
         return any(not torch.equal(parameter, before) for _, parameter, before in step.before)
 
@@ -171,7 +192,7 @@ class Stepper:
         """`scope.step()` was called."""
         if self._mode == "optimizer":
             return
-        if self._open is not None and self._open.backward:
+        if self._open is not None:
             self._outlet.check(self._open)
         self._mode = "scope.step()"
         self.close_step()
@@ -200,10 +221,11 @@ class Stepper:
         if step.backward or is_replaying():
             self._parameters.read_gradients(step, parameters if self._optimizers > 1 or is_replaying() else None)
             self._parameters.sample_after(step, parameters)
+        step.new_gradients = False
         self._outlet.check(step)
         self._parameters.keep_before(step)
 
-    def after_optimizer(self) -> None:
+    def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """What it changed; this closes the step."""
         self._inside_optimizer = False
         step = self._stepping()
@@ -213,12 +235,17 @@ class Stepper:
         if is_replaying():  # one of several that run inside the backward, a parameter each
             return
         if step.observed:
-            if not any(f.weight_grads for f in step.forwards):  # a closure computed them inside the step
+            if step.new_gradients:  # a closure computed them inside the step
                 self._parameters.read_weights(step)
+                in_kernel = getattr(optimizer, "grad_scale", None) is not None
+                step.unscaled_weight_grads = not in_kernel
+                step.clip.after_scaled, step.clip.read_after = in_kernel, True
                 self._parameters.read_gradients(step)
+                self._parameters.sample_after(step, held_by(optimizer))
             if self._optimizers == 1:  # of several, another may follow: the update is read when the step is written
                 self._parameters.read_updates(step)
         self.close_step()
+        self._outlet.meet()
 
     def _stepping(self) -> Step | None:
         """The step that an optimizer belongs to: of several optimizers the second finds it closed by the first."""
@@ -239,16 +266,18 @@ class Stepper:
         if step is self._open:
             self._outlet.check(step)
 
-    def after_foreign(self) -> None:
+    def after_foreign(self, parameters: set[int]) -> None:
         """It has stepped."""
         self._inside_optimizer = False
         if is_replaying():
             return
         self._optimizer_seen = True
-        if self._open is not None:
-            self._open.stepped = True
-        elif self._closed:
-            self._closed[-1].stepped = True
+        step = self._open or (self._closed[-1] if self._closed else None)
+        if step is not None:
+            step.stepped = True
+            if step.observed and step.clip.before and not step.clip.after:  # a closure has computed the gradients
+                self._parameters.sample_after(step, parameters)
+        self._outlet.meet()
 
     # Writing
 
@@ -256,7 +285,7 @@ class Stepper:
         """Write the closed steps; where it is not settled that the optimizer has run, the last may have to wait."""
         while self._closed:
             step = self._closed[0]
-            waits = not settled and len(self._closed) == 1 and step.before
+            waits = not settled and len(self._closed) == 1 and (step.before or step.scale is not None)
             if waits and (self._optimizers > 1 or not self._changed(step)):
                 return
             self._closed.pop(0)
@@ -265,7 +294,7 @@ class Stepper:
             step.skipped = step.skipped or (step.observed and self._scale_fell(step))
             if step.observed:
                 self._parameters.read_updates(step)
-                self._outlet.put(step)
+                self._outlet.put(step, meets_later=self._optimizers > 0 or self._optimizer_seen)
             else:
                 step.arena.release()
             step.done = True
@@ -280,8 +309,12 @@ class Stepper:
             self.write_closed(settled=False)
 
     def finish(self) -> None:
-        """Write what is complete: closed steps, and the open one if its backward is done."""
-        if self._open is not None and self._open.backward:
+        """Write what is complete: closed steps, and the open one if its backward is done, or something bad is in it."""
+        step = self._open
+        if step is not None and not step.backward and self._outlet.something_bad(step):
+            step.skipped = True
+            self.close_step()
+        elif step is not None and step.backward:
             if self._mode == "unknown" and self._optimizer_seen:
                 self._end(join=True)
             self.close_step()
@@ -298,3 +331,13 @@ class Stepper:
 
     def _scale_fell(self, step: Step) -> bool:
         return step.scale is not None and self._scaler.get_scale() < float(step.scale)
+
+
+def optimizer_running() -> bool:
+    """Whether this thread is inside an optimizer's `step`."""
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        if frame.f_code.co_qualname == "Optimizer.profile_hook_step.<locals>.wrapper":
+            return True
+        frame = frame.f_back
+    return False

@@ -14,24 +14,29 @@ from torch.utils._python_dispatch import _disable_current_modes
 _PLAIN = torch._C._disabled_torch_dispatch_impl
 
 
+_DEEPEST = 16
+
+
 def floating_tensors(value: Any) -> Iterator[Tensor]:
     """The floating tensors of a module's output, in order: in tuples, lists, mappings and dataclasses, nested."""
     return (tensor for tensor in tensors(value) if tensor.is_floating_point())
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors within a value, in order."""
+def tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """All tensors within a value, in order, unless it is nested without end."""
     if isinstance(value, Tensor):
         yield value
+    elif depth > _DEEPEST or isinstance(value, (str, bytes, range)):
+        return
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+            yield from tensors(item, depth + 1)
+    elif isinstance(value, Sequence):
         for item in value:
-            yield from tensors(item)
+            yield from tensors(item, depth + 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for item in dataclasses.fields(value):
-            yield from tensors(getattr(value, item.name, None))
+            yield from tensors(getattr(value, item.name, None), depth + 1)
 
 
 def why_unreadable(tensor: Tensor) -> str | None:
@@ -41,6 +46,8 @@ def why_unreadable(tensor: Tensor) -> str | None:
     """
     if tensor.is_complex():
         return "complex numbers"
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1 and "float4" in str(tensor.dtype):
+        return "of dtype float4, two entries in a byte"
     if tensor.is_quantized:
         return "a quantized tensor"
     if tensor.device.type == "meta":

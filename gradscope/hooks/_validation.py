@@ -11,8 +11,9 @@ from gradscope.hooks._stepper import Stepper
 class Validation:
     """Merges the passes between two training steps; its line's number is how many training steps had been made."""
 
-    def __init__(self, book: SiteBook, stepper: Stepper) -> None:
+    def __init__(self, book: SiteBook, stepper: Stepper, training: SiteBook) -> None:
         self.book = book
+        self.book.like = training
         self._stepper = stepper
         self._open: Step | None = None
 
@@ -23,7 +24,7 @@ class Validation:
             self.write()
         if self._open is None:
             self._open = Step(number, True, self._stepper.new_arena())
-        forward = Forward(self._open, root=True)
+        forward = Forward(self._open, True, self._stepper.new_arena())
         self._open.forwards.append(forward)
         return forward
 

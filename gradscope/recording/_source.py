@@ -79,11 +79,15 @@ class Source:
             raise RecordingError("the recording has neither a file nor a temporary database")
 
     def ids(self, signal: str) -> list[int]:
-        """Ids of a signal's sites, in order of execution."""
+        """Ids of a signal's sites, in order of execution; at one depth, alike for all signals of the same names."""
         if signal not in SIGNALS:
             raise unknown_name("signal", signal, SIGNALS)
         sites = tuple(self.contents.sites)
-        return sorted((i for i, s in enumerate(sites) if s.signal == signal), key=lambda i: sites[i].depth)
+        first: dict[str, int] = {}
+        for i, site in enumerate(sites):
+            first.setdefault(site.name, i)
+        own = (i for i, site in enumerate(sites) if site.signal == signal)
+        return sorted(own, key=lambda i: (sites[i].depth, first[sites[i].name]))
 
     def columns(self, signal: str) -> Ints:
         """Site id → its column in the order of `ids`; −1 for sites of other signals."""

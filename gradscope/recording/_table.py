@@ -39,8 +39,25 @@ def step_table(recording: View, step: int = -1, rows: int = 60) -> str:
     text = ["  ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
     at = int(recording.steps[step])
     return "\n".join(
-        [f"step {at}: rms of each signal, input at the top", *text, *_slopes(recording, step), *_unobserved(recording)]
+        [
+            f"step {at}: rms of each signal, input at the top",
+            *text,
+            *_slopes(recording, step),
+            *_not_finite(recording, step),
+            *_unobserved(recording),
+        ]
     )
+
+
+def _not_finite(recording: View, step: int, most: int = 5) -> Iterator[str]:
+    """What the rms above leaves out."""
+    for signal in _SIGNALS:
+        sites, moments = recording.moments(signal, step)
+        bad = moments.nans + moments.infs
+        named = [f"{s.name} ({b} of {n})" for s, b, n in zip(sites, bad, moments.count, strict=True) if b]
+        if named:
+            more = f" and {len(named) - most} more" if len(named) > most else ""
+            yield f"not finite, and left out above: {signal} of {', '.join(named[:most])}{more}"
 
 
 def _unobserved(recording: View, most: int = 8) -> Iterator[str]:

@@ -29,15 +29,8 @@ from gradscope.hooks._distributed import local_part, parameters_at_rest, unwrapp
 from gradscope.hooks._ranks import RankLost, Ranks, Table
 from gradscope.recording import Moments, Signal, Site
 from gradscope.recording._moments import COLUMNS
-
-Check = Callable[[int, int], None]
-CHECKS: dict[str, Check] = {}
-
-
-def check(function: Check) -> Check:
-    CHECKS[function.__name__] = function
-    return function
-
+from tests import ranks_replicas, ranks_sharded, ranks_trouble  # noqa: F401  (they register their checks)
+from tests.ranks_checks import CHECKS, check
 
 # What the checks are made of
 

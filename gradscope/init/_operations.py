@@ -105,7 +105,7 @@ def _plain_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers, strings and small tensors (PReLU's slopes) as the torch-free table takes them."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
-        if isinstance(value, Tensor) and not value.is_meta and name == "weight":
+        if type(value) in (Tensor, nn.Parameter) and not value.is_meta and name == "weight" and value.dim() < 2:
             plain[name] = value.detach().double().cpu().numpy().round(6)  # 0.1, not 0.10000000149
         elif isinstance(value, int | float | str):
             plain[name] = value

@@ -291,7 +291,7 @@ class Stepper:
             self._closed.pop(0)
             self._number = step.number + 1
             step.due = self.due(step.number)
-            step.skipped = step.skipped or (step.observed and self._scale_fell(step))
+            step.skipped = step.skipped or (step.observed and not step.stepped and self._scale_fell(step))
             if step.observed:
                 self._parameters.read_updates(step)
                 self._outlet.put(step, meets_later=self._optimizers > 0 or self._optimizer_seen)

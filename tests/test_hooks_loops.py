@@ -451,15 +451,17 @@ def test_memory_does_not_grow_with_the_steps() -> None:
                 optimizer.step()
                 scope.step()
 
-        steps(150)
-        gc.collect()
+        steps(100)
         tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        steps(600)
-        gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - before
+        held = []
+        for _ in range(3):
+            steps(300)
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
-    assert grown < 600 * 9 + 40_000, grown
+    # The first stretch fills caches once. One object kept a step, of 48 bytes at least, would be 14,400 in each.
+    grown = min(held[1] - held[0], held[2] - held[1])
+    assert grown < 300 * 9 + 300 * 24, held
 
 
 # Clipping

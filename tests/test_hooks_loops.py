@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from gradscope import GradScope, GradScopeWarning
+from gradscope.hooks._clipping import ClipSamples
 from gradscope.recording import Recording
 
 
@@ -486,6 +487,16 @@ def test_the_norm_before_and_after_clipping_and_the_factor_are_noted(given: bool
     assert np.allclose(notes["grad_norm_clipped"], after, rtol=1e-5)
     assert np.allclose(notes["clip_coefficient"], np.array(after) / before, rtol=1e-5)
     assert ("after clipping" in scope.recording.facts["weight_grad"]) is given
+
+
+def test_samples_that_a_device_sent_as_float64_still_round_as_the_gradient_did() -> None:
+    torch.manual_seed(0)
+    samples = ClipSamples()
+    for name in ("a", "b"):
+        gradient = torch.randn(8)
+        samples.rounding[name] = torch.finfo(gradient.dtype).eps
+        samples.before[name], samples.after[name] = gradient.double(), (gradient * 0.3712345).double()
+    assert samples.coefficient(1.0) == pytest.approx(0.3712345, rel=4 * 2.0**-23)
 
 
 def test_clipping_entry_by_entry_has_no_one_factor() -> None:

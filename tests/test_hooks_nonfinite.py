@@ -230,6 +230,27 @@ def test_a_loop_that_leaves_a_bad_loss_out_before_its_backward_is_told_all_the_s
     assert scope.recording.skipped.tolist()[3] is (end == "break")
 
 
+def test_a_loop_that_leaves_out_every_bad_loss_is_told_at_once_and_piles_up_nothing() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.a.weight[0, 0] = torch.nan  # as after an update that went wrong: no loss is finite any more
+    scope = GradScope(model, on_nonfinite="warn")
+
+    def losses(count: int) -> list[float]:
+        return [loss.item() for _ in range(count) if not (loss := model(torch.randn(4, 8)).square().mean()).isfinite()]
+
+    with pytest.warns(GradScopeWarning, match="step 0: .* in the weight of 'a.weight'"):
+        assert len(losses(3)) == 3
+    for _ in range(40):
+        assert len(losses(1)) == 1
+        open_step = scope._stepper.open_step()
+        assert open_step is not None
+        assert len(open_step.forwards) <= 2
+    scope.close()
+    assert scope.recording.steps.tolist() == [0]
+    assert scope.recording.skipped.tolist() == [True]
+
+
 def test_a_layer_is_not_blamed_for_what_was_not_recorded() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

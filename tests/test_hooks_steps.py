@@ -336,6 +336,8 @@ def test_the_activation_that_follows_is_found_through_norms_functions_and_module
     with GradScope(Net()) as scope:
         scope(torch.randn(4, 4)).sum().backward()
     found = {s.name: s.activation_after for s in scope.recording.sites_of("activation") if "layers" in s.name}
+    gradients = {s.name: s.activation_after for s in scope.recording.sites_of("weight_grad") if s.param == "weight"}
+    assert gradients["layers.1.weight"] == found["layers.1"]  # though entered after the forward pass
     assert [found[f"layers.{i}"] for i in range(5)] == ["relu", "gelu", "softsign", "selu", None]
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from gradscope import Recording, SweepConfig, sweep
-from gradscope.recording import SweepResult
+from gradscope.recording import Moments, Site, StepRecord, SweepResult
 from gradscope.report import Report, write_activation_report, write_run_report, write_sweep_report
 from gradscope.report._run_terminal import run_text
 from gradscope.report._terminal import activation_text, console, pictures_text, sweep_text
@@ -215,6 +215,26 @@ def test_the_printed_table_of_a_run_names_the_first_sick_site() -> None:
     change = recording.values("update", "rms")[-1] / recording.values("weight", "rms")[-1]
     first = [s.name for s in recording.sites_of("update")].index("0.weight")
     assert f"{change[first]:.2e}".replace("-", "−") in said
+
+
+def test_the_text_of_a_run_says_what_the_recorder_noted() -> None:
+    recording = trained("he_normal", layers=3)
+    assert "Not observed" not in plain(run_text(recording))
+    recording = Recording.create(
+        facts={
+            "first_nonfinite": {"sentence": "step 1: 3 NaN of 8 entries in the activation of 'a'"},
+            "unobserved": {f"m{i}": "never called in a forward pass" for i in range(10)},
+        }
+    )
+    site = recording.add_site(Site("activation", "a", "a", "Linear", depth=1))
+    for step in range(3):
+        moments = {"activation": (np.array([site]), Moments.from_array([1.0]))}
+        recording.append(StepRecord(step, skipped=step == 1, moments=moments))
+    said = plain(run_text(recording))
+    assert "The first NaN or infinity: step 1: 3 NaN of 8 entries in the activation of 'a'." in said
+    assert "Skipped, as no optimizer used their gradients: 1 recorded steps, the first 1." in said
+    assert "m0: never called in a forward pass" in said
+    assert "and 2 more" in said
 
 
 def test_a_long_table_of_a_run_loses_its_middle() -> None:

@@ -15,8 +15,8 @@ from torch import nn
 
 from gradscope._version import __version__
 from gradscope.hooks._nonfinite import ON_NONFINITE, OnNonFinite
-from gradscope.hooks._parameters import held_by
-from gradscope.hooks._sites import ROOT, site_filter, unwrapped_name
+from gradscope.hooks._optimizers import held_by
+from gradscope.hooks._sites import ROOT, class_name, site_filter, unwrapped_name
 from gradscope.recording import SIGNALS, Signal, Site
 
 
@@ -33,25 +33,6 @@ class Arguments:
     log: str | os.PathLike[str] | None
     loggers: Sequence[Any]
     on_nonfinite: OnNonFinite | None
-
-
-def optimizers_of(optimizer: object) -> tuple[torch.optim.Optimizer, ...]:
-    """The optimizers given, as a tuple; a wrapper's (accelerate's) own one for the wrapper.
-
-    Raises:
-        TypeError: one is none.
-    """
-    given = () if optimizer is None else tuple(optimizer) if isinstance(optimizer, (list, tuple)) else (optimizer,)
-    found = []
-    for each in given:
-        inner = None if isinstance(each, torch.optim.lr_scheduler.LRScheduler) else getattr(each, "optimizer", None)
-        each = inner if isinstance(inner, torch.optim.Optimizer) else each
-        if not hasattr(each, "register_step_pre_hook"):
-            raise TypeError(
-                f"optimizer is {_article(each)}; a torch.optim.Optimizer, a sequence of them, or None is allowed"
-            )
-        found.append(each)
-    return tuple(found)
 
 
 def check(given: Arguments) -> None:
@@ -103,7 +84,7 @@ def facts_of(given: Arguments) -> dict[str, Any]:
     names = [type(optimizer).__name__ for optimizer in given.optimizers]
     return {
         "source": "training",
-        "model": type(given.model).__name__,
+        "model": class_name(given.model),
         "parameters": sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter)),
         "device": ", ".join(sorted({str(p.device) for p in parameters})),
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),

@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.hooks._compiled import Entrance, Exit
 from gradscope.hooks._distributed import parameters_at_rest
+from gradscope.hooks._fused import ENCODER_LAYER, FUSED
 from gradscope.hooks._guard import Hook, ModuleHook, Removable
 from gradscope.hooks._sites import ROOT, is_parametrization, unwrapped_name
-from gradscope.hooks._tensors import floating_tensors
 from gradscope.hooks._unobserved import Unobserved
 
 
@@ -142,19 +142,3 @@ def _put_first(parameter: Tensor, handle: RemovableHandle) -> None:
         hooks.clear()
         hooks[handle.id] = mine
         hooks.update(others)
-
-
-ENCODER_LAYER = nn.TransformerEncoderLayer
-"""In evaluation it computes by a fused path where no hook is on it or within it, and no function mode is on."""
-
-FUSED = (ENCODER_LAYER, nn.TransformerEncoder, nn.MultiheadAttention)
-"""The others only ask for the mode."""
-
-
-def may_take_fused_path(layer: nn.Module, inputs: Any) -> bool:
-    """Whether one of these may compute by its fused path now."""
-    if layer.training:
-        return False
-    return not torch.is_grad_enabled() or not (
-        any(p.requires_grad for p in layer.parameters()) or any(t.requires_grad for t in floating_tensors(inputs))
-    )

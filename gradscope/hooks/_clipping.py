@@ -25,6 +25,8 @@ class ClipSamples:
 
     before: dict[str, Tensor] = field(default_factory=dict)
     after: dict[str, Tensor] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
+    """By parameter, the machine epsilon of its gradient: the samples may be wider, once they are on the host."""
     read_after: bool = False
     """The gradients' moments were taken where `after` was, not where `before` was."""
     after_scaled: bool = False
@@ -37,7 +39,7 @@ class ClipSamples:
             return None
         before = np.concatenate([self.before[n].double().cpu().numpy() for n in names])
         after = np.concatenate([self.after[n].double().cpu().numpy() for n in names])
-        rounding = np.concatenate([np.full(len(self.before[n]), _rounding(self.before[n])) for n in names])
+        rounding = np.concatenate([np.full(len(self.before[n]), self.rounding[n]) for n in names])
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
             return None
         used = np.abs(before) > 0
@@ -78,7 +80,3 @@ def total_norm(moments: Moments) -> float:
     if largest == 0:
         return 0.0
     return largest * math.sqrt(float(np.sum(moments.count[filled] * np.square(rms / largest))))
-
-
-def _rounding(x: Tensor) -> float:
-    return float(torch.finfo(x.dtype).eps)

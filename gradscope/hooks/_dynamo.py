@@ -7,12 +7,10 @@ another version of torch, hooks stay out of the graphs and are known to: nothing
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from types import CodeType
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 _FORBIDDEN = (
     "called within a function compiled with {}: inside it nothing is observed; "
@@ -100,21 +98,3 @@ def compiled_anything() -> bool:
     """Whether anything was compiled in this process, or since the last `torch.compiler.reset()`."""
     module = sys.modules.get("torch._dynamo.convert_frame")
     return module is not None and bool(module.input_codes.seen)
-
-
-def already_compiled(model: nn.Module) -> list[str]:
-    """The modules of whose forward Dynamo holds compiled code, by name.
-
-    Code is shared by all models of a class, and so is this; a compiled function that calls the model is not found.
-    """
-    holds: Any = getattr(_eval_frame, "_debug_get_cache_entry_list", lambda _: ())
-    return [name for name, module in model.named_modules() if any(holds(code) for code in _codes(module))]
-
-
-def _codes(module: nn.Module) -> Iterator[CodeType]:
-    """The code of a module's forward: what decorators have made of it, then what they wrap."""
-    forward: Any = getattr(module.forward, "__func__", module.forward)
-    while forward is not None:
-        if isinstance(getattr(forward, "__code__", None), CodeType):
-            yield forward.__code__
-        forward = getattr(forward, "__wrapped__", None)

@@ -9,24 +9,24 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from gradscope.hooks._arguments import Arguments, check, facts_of, optimizers_of
+from gradscope.hooks._arguments import Arguments, check, facts_of
 from gradscope.hooks._distributed import parallelism, unwrapped
 from gradscope.hooks._dump import kept
-from gradscope.hooks._guard import Hook, Removable, guarded_call
+from gradscope.hooks._guard import guarded_call
 from gradscope.hooks._merging import Merging
 from gradscope.hooks._nonfinite import NonFinite, NonFiniteError, OnNonFinite
 from gradscope.hooks._observer import Observer
+from gradscope.hooks._optimizer_hooks import hook_optimizers
+from gradscope.hooks._optimizers import optimizers_of
 from gradscope.hooks._outlet import Outlet
-from gradscope.hooks._parameters import Parameters, held_by
+from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import SiteBook, SiteFilter, site_filter
 from gradscope.hooks._stepper import Stepper
@@ -185,7 +185,7 @@ class GradScope:
         )
         self._stepper.after_last_write = self._observer.end_step
         self._stepper.in_step = ranks is None
-        self._handles = _on_optimizers(optimizers, self._observer, self._stepper)
+        self._handles = hook_optimizers(optimizers, self._observer, self._stepper)
         self._open = True
         _OPEN.add(self)
 
@@ -372,50 +372,3 @@ def _rank_facts(ranks: Ranks | None) -> dict[str, Any]:
     if ranks is None:
         return {}
     return {"rank": ranks.rank, "ranks": ranks.size, "sharded": ranks.sharded}
-
-
-# The optimizers
-
-
-def _on_optimizers(given: Sequence[torch.optim.Optimizer], observer: Observer, stepper: Stepper) -> list[Removable]:
-    handles: list[Removable] = []
-    for optimizer in given:
-        before = partial(_before_optimizer, observer, stepper)
-        after = partial(_after_optimizer, observer, stepper)
-        handles.append(optimizer.register_step_pre_hook(Hook(before)))
-        handles.append(optimizer.register_step_post_hook(Hook(after)))
-    if not given:  # torch tells of every optimizer's step; that shall not keep our observer, and the model, alive
-        both = weakref.ref(observer), weakref.ref(stepper)
-        handles.append(register_optimizer_step_pre_hook(Hook(partial(_before_foreign, *both))))
-        handles.append(register_optimizer_step_post_hook(Hook(partial(_after_foreign, *both))))
-        weakref.finalize(observer, _remove, handles)
-    return handles
-
-
-def _remove(handles: list[Removable]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-def _before_optimizer(observer: Observer, stepper: Stepper, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    guarded_call(observer, partial(stepper.before_optimizer, optimizer))
-
-
-def _after_optimizer(observer: Observer, stepper: Stepper, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    guarded_call(observer, partial(stepper.after_optimizer, optimizer))
-
-
-def _before_foreign(
-    observer: weakref.ref[Observer], stepper: weakref.ref[Stepper], optimizer: torch.optim.Optimizer, *_: Any
-) -> None:
-    seen, clock = observer(), stepper()
-    if seen is not None and clock is not None and seen.observes(parameters := held_by(optimizer)):
-        guarded_call(seen, partial(clock.before_foreign, optimizer, parameters))
-
-
-def _after_foreign(
-    observer: weakref.ref[Observer], stepper: weakref.ref[Stepper], optimizer: torch.optim.Optimizer, *_: Any
-) -> None:
-    seen, clock = observer(), stepper()
-    if seen is not None and clock is not None and seen.observes(parameters := held_by(optimizer)):
-        guarded_call(seen, partial(clock.after_foreign, parameters))

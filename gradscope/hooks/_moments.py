@@ -1,17 +1,12 @@
 """Moments of a tensor, reduced where the tensor lives: one row of a buffer, no host read, no tensor kept.
 
 A row holds, over the finite entries, `mean`, `scale`, `m2 = Σ((x − mean)/scale)²`, `min`, `max`, and over all
-entries the number of zeros, NaNs and infs. All arithmetic is float64, so neither the squares of float32 values
-(1e±37 squared leaves float32) nor |mean| ≫ std lose anything: the mean is found first, then the squares about it.
-`scale` is 1 except for float64 tensors, whose own squares can leave float64.
-
-Large tensors take several rows, which the host merges exactly; so do the micro-steps of a step.
+entries the number of zeros, NaNs and infs. Large tensors take several rows, which the host merges exactly; so do the
+micro-steps of a step.
 """
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +17,7 @@ from torch import Tensor
 
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._histogram import log2_histogram
+from gradscope.hooks._reduction import pieces, reduce_finite, reduce_on_cpu
 from gradscope.hooks._tensors import is_distributed
 from gradscope.recording import Moments
 
@@ -30,8 +26,6 @@ WIDTH = len(COLUMNS)
 _FRESH_ROW = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")
 
 ROWS_PER_BLOCK = 512
-ENTRIES_PER_ROW = 1 << 18
-"""Larger tensors are read in pieces of this many entries: a float64 copy of 2 MiB stays in the cache."""
 
 
 class Block:
@@ -118,13 +112,13 @@ class Arena:
         if minus is not None:
             if minus.stride() != tensor.stride():  # pieces are taken in memory order: it must be the same one
                 minus, tensor = minus.contiguous(), tensor.contiguous()
-            other = _pieces(minus.detach())
+            other = pieces(minus.detach())
         wide_range = tensor.dtype is torch.float64
-        for part in _pieces(tensor):
+        for part in pieces(tensor):
             block, index = self._row(part.device)
             before = None if other is None else next(other)
-            if wide_range or block.host is None or not _reduce_on_cpu(part, before, block.host[index]):
-                _reduce_finite(part if before is None else part.double() - before, block.rows[index])
+            if wide_range or block.host is None or not reduce_on_cpu(part, before, block.host[index]):
+                reduce_finite(part if before is None else part.double() - before, block.rows[index])
             rows.parts.append((block, index, part.numel()))
             if self.histograms:
                 counted = part if before is None else part.double() - before
@@ -233,71 +227,3 @@ def _columns(parts: list[tuple[int, NDArray[np.float64]] | None]) -> Moments:
         nans=nans.astype(np.int64),
         infs=infs.astype(np.int64),
     )
-
-
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The entries of a tensor in memory order, as flat pieces; order does not matter to a reduction."""
-    if tensor.is_contiguous():
-        flat = tensor.view(-1)
-    else:
-        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-        flat = tensor.permute(order).reshape(-1)  # a view where the tensor is dense in some order of its axes
-    if flat.numel() <= ENTRIES_PER_ROW:
-        return iter((flat,))
-    return iter(flat.split(ENTRIES_PER_ROW))
-
-
-class _Scratch(threading.local):
-    """Working memory of a thread: an allocation a tensor would cost more than the arithmetic."""
-
-    def __init__(self) -> None:
-        with torch.inference_mode(False):
-            self.wide = torch.empty(ENTRIES_PER_ROW, dtype=torch.float64, device="cpu")
-            self.flags = {
-                dtype: torch.empty(ENTRIES_PER_ROW, dtype=dtype, device="cpu")
-                for dtype in (torch.float32, torch.float64)
-            }
-
-
-_scratch: _Scratch | None = None
-
-
-def _reduce_on_cpu(x: Tensor, minus: Tensor | None, row: NDArray[np.float64]) -> bool:
-    """Write the moments of a flat tensor whose squares float64 holds; False where an entry is not finite.
-
-    The row is host memory, written and read through numpy: neither costs an op, or waits for one.
-    """
-    global _scratch
-    _scratch = _scratch or _Scratch()
-    entries = x.numel()
-    wide = _scratch.wide[:entries].copy_(x)
-    if minus is not None:
-        wide.sub_(minus)
-    exact = x if minus is None and x.dtype is torch.float32 else wide  # the narrower, the faster to read
-    low, high = torch.aminmax(exact)
-    nonzero = torch.ne(exact, 0, out=_scratch.flags[exact.dtype][:entries]).sum()  # a float32 counts to 2^24
-    mean = wide.mean()
-    m2 = torch.dot(wide.sub_(mean), wide)
-    row[0], row[1], row[2], row[3] = mean.numpy(), m2.numpy(), low.numpy(), high.numpy()
-    row[4] = entries - nonzero.numpy()
-    return math.isfinite(row[0]) and math.isfinite(row[1])
-
-
-def _reduce_finite(x: Tensor, row: Tensor) -> None:
-    """Write the moments with non-finite entries set aside and a scale against overflow: no branch on a value."""
-    wide = x.double()
-    finite = torch.isfinite(wide)
-    nans = torch.isnan(wide).sum()
-    entries = finite.sum()
-    zeros = (wide == 0).sum()
-    zero = wide.new_zeros(())
-    low = torch.where(finite, wide, torch.inf).amin()
-    high = torch.where(finite, wide, -torch.inf).amax()
-    wide = torch.where(finite, wide, zero)
-    scale = torch.maximum(low.abs(), high.abs())
-    scale = torch.where((scale > 0) & torch.isfinite(scale), scale, zero + 1)
-    wide = wide / scale
-    mean = wide.sum() / entries
-    wide = torch.where(finite, wide - mean, zero)
-    infs = x.numel() - entries - nans
-    torch.stack([mean * scale, wide.dot(wide), low, high, zeros, scale, nans, infs], out=row)

@@ -11,19 +11,18 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from gradscope.hooks._accumulation import Accumulation
-from gradscope.hooks._attachment import ENCODER_LAYER, Attachment, Callbacks, may_take_fused_path
+from gradscope.hooks._attachment import Attachment, Callbacks
 from gradscope.hooks._coverage import Coverage
 from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._functional import FunctionalSites
-from gradscope.hooks._guard import Hook, Removable, guarded
+from gradscope.hooks._fused import ENCODER_LAYER, FusedPaths, may_take_fused_path
+from gradscope.hooks._guard import guarded
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
 from gradscope.hooks._signals import Output, Signals
@@ -96,7 +95,6 @@ class Observer:
         self._signals = Signals(self, book, unobserved, self._mark, averaged_over)
         self._accumulation = Accumulation(self, parameters, clock.open_step, settles=gradients_settle)
         self._segments = Segments()
-        self._global_handles: list[Removable] = []
         self._local = threading.local()
         self._trainer: int | None = None
         self._functional = FunctionalSites(self._after_function) if functional else None
@@ -110,6 +108,7 @@ class Observer:
             before_module=self._before_module if functional else None,
         )
         self._attachment = Attachment(model, unobserved, callbacks)
+        self._fused = FusedPaths(self, self._attachment, self._fused_ended)
         self._coverage = Coverage(model, book, unobserved, self._attachment)
 
     def observes(self, parameters: set[int]) -> bool:
@@ -121,9 +120,7 @@ class Observer:
         self.detached = True
         self._attachment.detach()
         self._signals.take_off_hooks()
-        for handle in self._global_handles:
-            handle.remove()
-        self._global_handles = []
+        self._fused.forget()
         if self._functional is not None:
             self._functional.leave()
         self._local = threading.local()
@@ -248,43 +245,20 @@ class Observer:
 
     @guarded
     def _before_fused(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
-        """What takes a fused path where nobody looks on shall take it still.
-
-        For the length of an encoder layer's forward our hooks come off; a hook on all modules, which it does not
-        look for, tells of its end.
-        """
+        """What takes a fused path where nobody looks on shall take it still."""
         if not may_take_fused_path(layer, (args, kwargs)):
             return
         if self._functional is not None:
             self._functional.suspend(layer)
-        if not isinstance(layer, ENCODER_LAYER):
-            return
-        if self._current() is not None:
-            self._unobserved.add(name, "evaluated without gradient by its fused path, inside which nothing is observed")
-        aside = self._attachment.put_aside(layer)
-        handles: list[Removable] = []
-        ended = Hook(partial(self._encoder_layer_ended, name, layer, aside, handles))
-        handles.append(register_module_forward_hook(ended, always_call=True))
-        self._global_handles += handles
+        if isinstance(layer, ENCODER_LAYER):
+            if self._current() is not None:
+                reason = "evaluated without gradient by its fused path, inside which nothing is observed"
+                self._unobserved.add(name, reason)
+            self._fused.make_way(name, layer)
 
     @guarded
-    def _encoder_layer_ended(
-        self,
-        name: str,
-        layer: nn.Module,
-        aside: list[nn.Module],
-        handles: list[Removable],
-        module: nn.Module,
-        args: Any,
-        output: Any,
-    ) -> None:
-        if module is not layer:
-            return
-        for handle in handles:
-            handle.remove()
-            self._global_handles.remove(handle)
-        self._attachment.bring_back(aside)
-        self._module_returned(name, module, args, {}, output)
+    def _fused_ended(self, name: str, layer: nn.Module, args: Any, output: Any) -> None:
+        self._module_returned(name, layer, args, {}, output)
         if layer is self._model:
             self._after_root(layer, args, output)
 

@@ -87,9 +87,11 @@ class Outlet:
             self._facts[key] = value
             self._book.recording.set_fact(key, value)
 
-    def something_bad(self, step: Step) -> bool:
-        """Whether passes that no backward follows are to be kept all the same: for a NaN or infinity in one."""
-        if not step.observed or (torch.cuda.is_initialized() and not step.watched):  # else a device is waited for
+    def something_new_and_bad(self, step: Step) -> bool:
+        """Whether passes that no backward follows are to be kept all the same: for the first NaN or infinity."""
+        if self.first is not None or not step.observed:
+            return False
+        if torch.cuda.is_initialized() and not step.watched:  # else a device is waited for
             return False
         return not all(arena.finite_here() for arena in (step.arena, *(forward.arena for forward in step.forwards)))
 

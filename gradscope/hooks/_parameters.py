@@ -119,6 +119,7 @@ class Parameters:
             return
         if (entries := sample(parameter.grad)) is not None:
             step.clip.before[name] = entries
+            step.clip.rounding[name] = torch.finfo(entries.dtype).eps
             step.clip.after = {}  # of a backward before this one: a closure runs it inside the optimizer's step
 
     def sample_after(self, step: Step, only: Container[int]) -> None:
@@ -157,8 +158,3 @@ _IN_PARTS = "in parts on several ranks, of which the scope does not know"
 def some_gradient_unread(unobserved: Mapping[str, str]) -> bool:
     """Whether the total norm of the gradient is not known, by what could not be observed."""
     return any(reason == _IN_PARTS or reason.startswith(_ITS_GRADIENT) for reason in unobserved.values())
-
-
-def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
-    """Ids of the parameters that an optimizer changes."""
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -101,6 +101,7 @@ class SiteBook:
         self._ids: dict[tuple[Signal, str], int | None] = {}
         self._sites: dict[int, Site] = {}
         self._depth: dict[str, int] = {}
+        self._following: dict[tuple[str, int], str] = {}
         self.grew = False
 
     def call(
@@ -175,12 +176,19 @@ class SiteBook:
 
     def set_following(self, found: Mapping[tuple[str, int], str]) -> None:
         """Write the activation that follows each call of a module on its sites; a parameter has its first call's."""
+        self._following |= found
         for i, site in self._sites.items():
-            name = found.get((site.module, site.call))
-            of_function = ":" in site.name.removeprefix(site.module)
-            if name is not None and site.activation_after is None and site.role != "activation" and not of_function:
-                self._sites[i] = dataclasses.replace(site, activation_after=name)
-                self.recording.replace_site(i, self._sites[i])
+            known = self._with_following(site)
+            if known is not site:
+                self._sites[i] = known
+                self.recording.replace_site(i, known)
+
+    def _with_following(self, site: Site) -> Site:
+        name = self._following.get((site.module, site.call))
+        of_function = ":" in site.name.removeprefix(site.module)
+        if name is None or site.activation_after is not None or site.role == "activation" or of_function:
+            return site
+        return dataclasses.replace(site, activation_after=name)
 
     def go_on_in(self, recording: Recording) -> None:
         """From here on the sites are those of another recording, with the same ids."""
@@ -228,6 +236,7 @@ class SiteBook:
         return number
 
     def _enter(self, site: Site) -> int | None:
+        site = self._with_following(site)
         taken = self._chosen is None or self._chosen(site)
         number = self.recording.add_site(site) if taken else None
         self._ids[site.signal, site.name] = number

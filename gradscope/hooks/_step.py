@@ -38,7 +38,6 @@ class Step:
     backward: bool = False
     new_gradients: bool = False
     """A backward has left some since an optimizer was last about to step."""
-    closed: bool = False
     done: bool = False
     scale: Tensor | float | None = None
     """The gradient scaler's factor when the step began."""

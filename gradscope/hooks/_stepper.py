@@ -12,7 +12,6 @@ A closed step is written when the next one begins: only then is it sure what the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 
 from gradscope.hooks._moments import Arena, Block
+from gradscope.hooks._optimizers import held_by, optimizer_running, unscales_itself
 from gradscope.hooks._outlet import Outlet
-from gradscope.hooks._parameters import Parameters, held_by
+from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._step import Forward, Step, joined, version
 from gradscope.hooks._tensors import is_replaying
 
@@ -133,14 +133,19 @@ class Stepper:
         return step
 
     def _let_go(self, step: Step) -> None:
-        """Of the passes that no backward can follow, since their graphs are gone, unless something is wrong in one."""
+        """Of the passes that no backward can follow, since their graphs are gone.
+
+        The first in which something is wrong makes a step that was skipped: a loop may leave out each bad loss.
+        """
         over = [forward for forward in step.forwards if forward.over]
-        if not over or self._outlet.something_bad(step):
+        if over and self._outlet.something_new_and_bad(step):
+            step.skipped = True
+            self._end()
             return
         for forward in over:
             forward.arena.release()
             step.forwards.remove(forward)
-        if not step.forwards:
+        if over and not step.forwards:
             self.after_last_write()
 
     def _forward_after_backward(self, step: Step) -> None:
@@ -184,7 +189,6 @@ class Stepper:
     def close_step(self) -> None:
         """No forward or backward of this step will follow."""
         if self._open is not None:
-            self._open.closed = True
             self._closed.append(self._open)
             self._open = None
 
@@ -213,15 +217,9 @@ class Stepper:
         step = self._stepping()
         if step is None or not step.observed:
             return
-        parameters = held_by(optimizer)
-        in_kernel = getattr(optimizer, "grad_scale", None) is not None  # a fused optimizer unscales by itself
-        step.unscaled_weight_grads = not in_kernel
-        step.clip.after_scaled, step.clip.read_after = in_kernel, True
         self._parameters.read_weights(step)
         if step.backward or is_replaying():
-            self._parameters.read_gradients(step, parameters if self._optimizers > 1 or is_replaying() else None)
-            self._parameters.sample_after(step, parameters)
-        step.new_gradients = False
+            self._read_as_found(step, optimizer, all_of_them=self._optimizers == 1 and not is_replaying())
         self._outlet.check(step)
         self._parameters.keep_before(step)
 
@@ -237,15 +235,20 @@ class Stepper:
         if step.observed:
             if step.new_gradients:  # a closure computed them inside the step
                 self._parameters.read_weights(step)
-                in_kernel = getattr(optimizer, "grad_scale", None) is not None
-                step.unscaled_weight_grads = not in_kernel
-                step.clip.after_scaled, step.clip.read_after = in_kernel, True
-                self._parameters.read_gradients(step)
-                self._parameters.sample_after(step, held_by(optimizer))
+                self._read_as_found(step, optimizer, all_of_them=True)
             if self._optimizers == 1:  # of several, another may follow: the update is read when the step is written
                 self._parameters.read_updates(step)
         self.close_step()
         self._outlet.meet()
+
+    def _read_as_found(self, step: Step, optimizer: torch.optim.Optimizer, *, all_of_them: bool) -> None:
+        """The gradients as they are for the optimizer: its own, or all of them."""
+        parameters = held_by(optimizer)
+        step.clip.read_after, step.clip.after_scaled = True, unscales_itself(optimizer)
+        step.unscaled_weight_grads = not step.clip.after_scaled
+        self._parameters.read_gradients(step, None if all_of_them else parameters)
+        self._parameters.sample_after(step, parameters)
+        step.new_gradients = False
 
     def _stepping(self) -> Step | None:
         """The step that an optimizer belongs to: of several optimizers the second finds it closed by the first."""
@@ -261,7 +264,7 @@ class Stepper:
         step = self._open or (self._closed[-1] if self._closed else None)
         if step is None or not step.observed or is_replaying():
             return
-        step.clip.after_scaled = getattr(optimizer, "grad_scale", None) is not None
+        step.clip.after_scaled = unscales_itself(optimizer)
         self._parameters.sample_after(step, parameters)
         if step is self._open:
             self._outlet.check(step)
@@ -311,7 +314,7 @@ class Stepper:
     def finish(self) -> None:
         """Write what is complete: closed steps, and the open one if its backward is done, or something bad is in it."""
         step = self._open
-        if step is not None and not step.backward and self._outlet.something_bad(step):
+        if step is not None and not step.backward and self._outlet.something_new_and_bad(step):
             step.skipped = True
             self.close_step()
         elif step is not None and step.backward:
@@ -331,13 +334,3 @@ class Stepper:
 
     def _scale_fell(self, step: Step) -> bool:
         return step.scale is not None and self._scaler.get_scale() < float(step.scale)
-
-
-def optimizer_running() -> bool:
-    """Whether this thread is inside an optimizer's `step`."""
-    frame = sys._getframe(1).f_back
-    while frame is not None:
-        if frame.f_code.co_qualname == "Optimizer.profile_hook_step.<locals>.wrapper":
-            return True
-        frame = frame.f_back
-    return False

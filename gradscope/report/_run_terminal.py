@@ -15,6 +15,7 @@ from gradscope.report._run_curves import FLOWING, step_map, update_ratio
 from gradscope.report._words import NAMES, map_sentence, signed
 
 _MOST_ROWS = 60
+_MOST_REASONS = 8
 
 
 def run_text(recording: Recording) -> RenderableType:
@@ -25,7 +26,26 @@ def run_text(recording: Recording) -> RenderableType:
     lines = [line for profile in profiles.values() for line in _lines(recording, profile)]
     last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
     title = Text(f"Step {last}: rms at each site", style="bold")
-    return Group(title, _table(recording, profiles), Text(), *lines)
+    return Group(title, _table(recording, profiles), Text(), *lines, *_said(recording))
+
+
+def _said(recording: Recording) -> Iterator[Text]:
+    """What the recorder has noted: the first NaN or infinity, skipped steps, and what it could not observe."""
+    first = recording.facts.get("first_nonfinite")
+    if first:
+        yield Text(f"The first NaN or infinity: {first['sentence']}.", style="bold red")
+    skipped = recording.steps[recording.skipped]
+    if len(skipped):
+        yield Text(
+            f"Skipped, as no optimizer used their gradients: {len(skipped)} recorded steps, the first {skipped[0]}."
+        )
+    reasons = recording.facts.get("unobserved") or {}
+    if reasons:
+        yield Text("Not observed:")
+    for name in list(reasons)[:_MOST_REASONS]:
+        yield Text(f"  {name}: {reasons[name]}")
+    if len(reasons) > _MOST_REASONS:
+        yield Text(f"  and {len(reasons) - _MOST_REASONS} more, in the facts of the recording")
 
 
 def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:

@@ -333,10 +333,6 @@ def test_validation_is_recorded_apart_where_asked_for() -> None:
     assert (column(apart, "activation", "1", "count") == 2 * 20 * 6).all()
     assert apart.facts["source"] == "validation"
     assert all(s in scope.recording.sites_of("activation") for s in apart.sites_of("activation"))
-    names = {
-        signal: [s.name for s in scope.recording.sites_of(signal)] for signal in ("weight", "weight_grad", "update")
-    }
-    assert names["weight"] == names["weight_grad"] == names["update"]
     with torch.no_grad():
         whole = torch.cat([model(_batch(10, rows=20)), expected])
     assert np.isclose(column(apart, "activation", "2")[-1], _rms(whole), rtol=1e-6)
@@ -709,6 +705,32 @@ def test_parameters_have_their_depth_also_where_activations_are_not_recorded() -
         ("0.weight", 1),
         ("2.weight", 3),
     ]
+
+
+def test_the_columns_of_all_signals_of_parameters_are_in_one_order() -> None:
+    """A backward reaches the bias of a layer before its weight."""
+    with GradScope(_net()) as scope:
+        for seed in range(2):
+            scope(_batch(seed)).square().sum().backward()
+    names = {kind: [s.name for s in scope.recording.sites_of(kind)] for kind in ("weight", "weight_grad", "update")}
+    assert names["weight"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert names["weight"] == names["weight_grad"] == names["update"]
+
+
+def test_a_step_that_the_scaler_skips_is_marked_whatever_is_recorded_and_whenever_the_scope_is_told() -> None:
+    model = _net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    with GradScope(model, scaler=scaler, signals=("activation", "activation_grad")) as scope:
+        for step in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(_batch(step)).square().sum() * (1e38 if step == 1 else 1)).backward()
+            scaler.step(optimizer)
+            scope.step()
+            assert scope.recording is not None  # to look does not settle what the scaler has not yet said
+            scaler.update()
+    assert scope.recording.skipped.tolist() == [False, True, False]
+    assert scope.recording.notes_at(1)["overflow_site"] == "2"
 
 
 def test_weights_computed_for_one_call_are_no_parameters_to_hook() -> None:

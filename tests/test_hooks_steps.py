@@ -496,6 +496,12 @@ def test_print_shows_a_row_for_each_site_and_the_slopes() -> None:
         ({"sites": [3]}, "sites has 3; None, glob patterns"),
         ({"optimizer": 0.1}, "optimizer is of type float"),
         (
+            {"optimizer": torch.optim.lr_scheduler.StepLR(torch.optim.SGD(nn.Linear(2, 2).parameters()), 1)},
+            "optimizer is of type StepLR; a torch.optim.Optimizer",
+        ),
+        ({"on_nonfinite": "stop"}, "on_nonfinite is 'stop'; None, 'warn', 'raise', 'dump' are allowed"),
+        ({"process_group": 3}, "process_group is of type int; 'auto'"),
+        (
             {"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())},
             "optimizer holds none of the model's parameters",
         ),

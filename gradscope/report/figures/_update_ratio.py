@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradscope.recording import Recording
 from gradscope.report._run_curves import UpdateRatio, log10, update_ratio
@@ -41,6 +42,7 @@ def update_to_weight(recording: Recording) -> Figure:
     decade_axis(axes, low, high)
     axes.set_ylabel("rms of the update / rms of the weight")
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # there is no step 2.5
     first, last = int(shown.steps[0]), int(shown.steps[-1])
     axes.set_xlim(first - 0.01 * (last - first) - 0.5, last + 0.01 * (last - first) + 0.5)
     axes.axhline(RULE_OF_THUMB, color=SOFT, linewidth=0.9, linestyle=(0, (1, 2)), label="rule of thumb")

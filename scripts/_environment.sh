@@ -2,7 +2,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-_wanted=$(cat pyproject.toml constraints.txt scripts/_environment.sh | cksum)
+_wanted=$(cat pyproject.toml constraints.txt setup.py gradscope/hooks/_native*.[ch] scripts/_environment.sh | cksum)
 if [ "$(cat .venv/gradscope-installed 2>/dev/null || true)" != "$_wanted" ]; then
     python=${PYTHON:-python3}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then

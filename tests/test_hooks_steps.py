@@ -489,7 +489,7 @@ def test_print_shows_a_row_for_each_site_and_the_slopes() -> None:
     ("arguments", "sentence"),
     [
         ({"model": "net"}, "model is of type str; GradScope observes a torch.nn.Module"),
-        ({"every": 0}, "every is 0; None or a whole number from 1 is allowed"),
+        ({"every": 0}, "every is 0; None, 'auto' or a whole number from 1 is allowed"),
         ({"signals": ("activations",)}, "signals has 'activations'; .* did you mean 'activation'?"),
         ({"signals": ()}, "signals is ()"),
         ({"sites": "layer*"}, "sites has 'layer.', which matches none of the model's 4 modules"),

@@ -1,9 +1,10 @@
-"""When the gradients of the parameters are read: each as it arrives, or all once the ranks have averaged them."""
+"""When the gradients of the parameters are read: as they arrive, or once the backward, or the averaging, has ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,40 +34,65 @@ class Accumulation:
         self._open_step = open_step
         self._awaited: int | None = None
         self._last: Forward | None = None
+        self._arrived: set[int] = set()
+        """Ids of the parameters that have got a gradient, to be read together."""
+        self._expected: set[int] = set()
+        """Ids of those that have taken the long way once."""
 
     def backward_reached(self, forward: Forward) -> None:
         """A backward pass of this forward is under way."""
         self._last = forward
-        self._await_the_end()
+        if self.settles:
+            self._await_the_end()
 
     def arrived(self, step: Step, name: str, parameter: Tensor) -> None:
         """A parameter has its gradient, or more of it."""
         if self.settles:
             self._await_the_end()
+        elif self._parameters.reads_together(step, parameter) and not _goes_on(parameter) and is_replaying():
+            self._arrived.add(id(parameter))
+            self._expected.add(id(parameter))
+            self._await_the_end()
         else:
-            self._read(step, name, parameter)
+            self._parameters.sample_before(step, name, parameter)
+            if not self._parameters.at_step:
+                self._parameters.read_gradient(self._forward(step), name, parameter)
+
+    def awaits(self, task: int, parameter: Tensor) -> bool:
+        """Whether this parameter's gradient is one of those that are read when this backward ends, as others are."""
+        if task != self._awaited or id(parameter) not in self._expected or _goes_on(parameter):
+            return False
+        self._arrived.add(id(parameter))
+        return True
 
     def forget(self) -> None:
         """Nothing of a forward pass is kept."""
         self._last = None
 
-    def _read(self, step: Step, name: str, parameter: Tensor) -> None:
-        self._parameters.sample_before(step, name, parameter)
-        if not self._parameters.at_step:
-            last = self._last if self._last in step.forwards else None
-            self._parameters.read_gradient(last or step.forwards[-1], name, parameter)
+    def _forward(self, step: Step) -> Forward:
+        return self._last if self._last in step.forwards and self._last is not None else step.forwards[-1]
 
     def _await_the_end(self) -> None:
         """Read the gradients once this backward has ended and the ranks have averaged them."""
         task = torch._C._current_graph_task_id()
-        if self.settles and is_replaying() and task != self._awaited:
+        if is_replaying() and task != self._awaited:
             self._awaited = task
             queue = torch.autograd.Variable._execution_engine.queue_callback
-            settled = Hook(partial(guarded_call, self._listener, self._settled))
-            queue(lambda: queue(settled))  # the averaging itself is such a callback
+            ended = Hook(partial(guarded_call, self._listener, self._ended))
+            queue((lambda: queue(ended)) if self.settles else ended)  # the averaging itself is such a callback
 
-    def _settled(self) -> None:
+    def _ended(self) -> None:
+        self._awaited = None
         step = self._open_step()
+        arrived, self._arrived = self._arrived, set()
         if step is not None and step.observed and step.forwards:
-            for name, _, parameter in self._parameters.named():
-                self._read(step, name, parameter)
+            only = None if self.settles else arrived
+            self._parameters.sample_all_before(step, only)
+            if not self._parameters.at_step:
+                self._parameters.read_gradients(step, only, self._forward(step))
+
+
+def _goes_on(parameter: Tensor) -> bool:
+    """Whether others have hooks that run when its gradient has arrived: an optimizer there frees the gradient."""
+    hooks: Any = parameter._post_accumulate_grad_hooks
+    return len(hooks) > 1

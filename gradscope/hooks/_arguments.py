@@ -7,17 +7,20 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from gradscope._version import __version__
+from gradscope.hooks._kernel import kernel_name
 from gradscope.hooks._nonfinite import ON_NONFINITE, OnNonFinite
 from gradscope.hooks._optimizers import held_by
 from gradscope.hooks._sites import ROOT, class_name, site_filter, unwrapped_name
 from gradscope.recording import SIGNALS, Signal, Site
+
+MODES = ("exact", "sample")
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,16 @@ class Arguments:
 
     model: nn.Module
     optimizers: tuple[torch.optim.Optimizer, ...]
-    every: int | None
+    every: int | Literal["auto"] | None
     signals: Sequence[Signal]
     sites: str | Sequence[str] | Callable[[Site], bool] | None
     scaler: Any
     log: str | os.PathLike[str] | None
     loggers: Sequence[Any]
     on_nonfinite: OnNonFinite | None
+    mode: str = "exact"
+    budget: float = 0.02
+    histograms: bool | str = False
 
 
 def check(given: Arguments) -> None:
@@ -44,8 +50,14 @@ def check(given: Arguments) -> None:
                 "optimizer holds none of the model's parameters; its step() would close steps it is no part of"
             )
     every = given.every
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"every is {every!r}; None or a whole number from 1 is allowed")
+    if every not in (None, "auto") and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(f"every is {every!r}; None, 'auto' or a whole number from 1 is allowed")
+    if given.mode not in MODES:
+        raise ValueError(f"mode is {given.mode!r}; 'exact' or 'sample' is allowed{_nearest(given.mode, MODES)}")
+    if given.histograms not in (False, True, "sample"):
+        raise ValueError(f"histograms is {given.histograms!r}; True, False or 'sample' is allowed")
+    if isinstance(given.budget, bool) or not isinstance(given.budget, (int, float)) or not 0 < given.budget <= 1:
+        raise ValueError(f"budget is {given.budget!r}; a share of the training time in (0, 1] is allowed")
     if isinstance(given.signals, str) or not given.signals:
         raise ValueError(f"signals is {given.signals!r}; a sequence of some of {', '.join(SIGNALS)} is allowed")
     for signal in given.signals:
@@ -93,6 +105,8 @@ def facts_of(given: Arguments) -> dict[str, Any]:
         if names
         else "as the last backward left it, before clipping",
         "every": given.every,
+        "budget": given.budget if given.every == "auto" else None,
+        "kernel": kernel_name(),
         "signals": list(given.signals),
         "seed": torch.initial_seed(),
         "gradscope": __version__,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.hooks._compiled import Entrance, Exit
+from gradscope.hooks._compiled import BetweenGraphs, Entrance, Exit
 from gradscope.hooks._distributed import parameters_at_rest
 from gradscope.hooks._fused import ENCODER_LAYER, FUSED
 from gradscope.hooks._guard import Hook, ModuleHook, Removable
@@ -28,23 +28,51 @@ class Callbacks:
     after_root: Callable[..., None]
     after_module: Callable[..., None]
     before_fused: Callable[..., None]
-    after_accumulate: Callable[[str, Tensor], None]
+    watch: Callable[[str], Hook]
+    """The forward hook for a module of this name within the model."""
+    on_parameter: Callable[[str], Hook]
+    """The hook for a parameter of this name, once it has its gradient."""
     records: Callable[[], bool | None]
     """Whether the call of a module that begins now is recorded."""
     before_module: Callable[..., None] | None = None
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """A hook, and how it is put on a module."""
+
+    hook: BetweenGraphs
+    before: bool
+    options: dict[str, bool]
+
+    def put_on(self, module: nn.Module) -> RemovableHandle:
+        if self.before:
+            return module.register_forward_pre_hook(self.hook, **self.options)
+        return module.register_forward_hook(self.hook, **self.options)
+
+
 class Attachment:
-    """The hooks of one observer on the modules and parameters of one model."""
+    """The hooks of one observer on the modules and parameters of one model.
+
+    Those within the model come off between the steps that are recorded: one that returns at once still costs Python
+    two calls a module. They know what they have learned when they are put on again.
+
+    Attributes:
+        resting: only the hooks on the model itself are on.
+        lazy: some parameters take hooks only once their first input has come.
+    """
 
     def __init__(self, model: nn.Module, unobserved: Unobserved, callbacks: Callbacks) -> None:
+        self.resting = False
+        self.lazy = False
         self._model = model
         self._unobserved = unobserved
         self._call = callbacks
         self._modules: weakref.WeakKeyDictionary[nn.Module, list[Removable]] = weakref.WeakKeyDictionary()
+        self._specs: weakref.WeakKeyDictionary[nn.Module, list[_Spec]] = weakref.WeakKeyDictionary()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._in_attention: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._parameters: dict[int, weakref.ref[Tensor]] = {}
+        self._parameters: dict[int, tuple[weakref.ref[Tensor], Hook]] = {}
         self._on_parameters: list[Removable] = []
         self.attach_new()
 
@@ -53,6 +81,7 @@ class Attachment:
         for name, module in self._model.named_modules():
             if module not in self._names and not is_parametrization(name):
                 self._names[module] = unwrapped_name(name) or ROOT
+                self._specify(module)
                 self._attach(module)
             if isinstance(module, nn.MultiheadAttention):
                 self._in_attention.update(module.children())
@@ -63,45 +92,80 @@ class Attachment:
                 continue
             known = self._parameters.get(id(parameter))
             # One that is no leaf stands there for a single call: functional_call with weights that were computed.
-            if parameter.requires_grad and parameter.is_leaf and (known is None or known() is not parameter):
-                self._parameters[id(parameter)] = weakref.ref(parameter)
-                called = unwrapped_name(name)
-                hook = Hook(partial(_weakly, weakref.WeakMethod(self._call.after_accumulate), called))
-                handle = parameter.register_post_accumulate_grad_hook(hook)
-                _put_first(parameter, handle)
-                self._on_parameters.append(handle)
+            if parameter.requires_grad and parameter.is_leaf and (known is None or known[0]() is not parameter):
+                hook = self._call.on_parameter(unwrapped_name(name))
+                self._parameters[id(parameter)] = weakref.ref(parameter), hook
+                self._attach_parameter(parameter, hook)
 
-    def _attach(self, module: nn.Module) -> None:
+    def _specify(self, module: nn.Module) -> None:
         name = self._names[module]
         if isinstance(module, torch.jit.ScriptModule):
             self._unobserved.add(name, "a ScriptModule, which takes no hooks")
         else:
-            self._modules[module] = list(self._hooks(name, module))
+            self._specs[module] = list(self._hooks(name, module))
 
-    def _hooks(self, name: str, module: nn.Module) -> Iterator[Removable]:
+    def _attach(self, module: nn.Module) -> None:
+        if module in self._specs:
+            self._modules[module] = [spec.put_on(module) for spec in self._specs[module]]
+
+    def _attach_parameter(self, parameter: Tensor, hook: Hook) -> None:
+        handle = parameter.register_post_accumulate_grad_hook(hook)
+        _put_first(parameter, handle)
+        self._on_parameters.append(handle)
+
+    def _hooks(self, name: str, module: nn.Module) -> Iterator[_Spec]:
         call, root = self._call, module is self._model
         kind = Hook if root else ModuleHook
         if root:
-            yield module.register_forward_pre_hook(kind(call.before_root), with_kwargs=True)
+            yield _Spec(kind(call.before_root), True, {"with_kwargs": True})
         if isinstance(module, FUSED) and (call.before_module is not None or isinstance(module, ENCODER_LAYER)):
-            yield module.register_forward_pre_hook(ModuleHook(partial(call.before_fused, name)), with_kwargs=True)
+            yield _Spec(ModuleHook(partial(call.before_fused, name)), True, {"with_kwargs": True})
         if call.before_module is not None:
-            yield module.register_forward_pre_hook(ModuleHook(partial(call.before_module, name)))
-        yield module.register_forward_pre_hook(Entrance(call.records, breaks=root))
-        yield module.register_forward_hook(kind(partial(call.after_module, name)), with_kwargs=True)
+            yield _Spec(ModuleHook(partial(call.before_module, name)), True, {})
+        yield _Spec(Entrance(call.records, breaks=root), True, {})
+        after = Hook(partial(call.after_module, name)) if root else call.watch(name)
+        yield _Spec(after, False, {"with_kwargs": True})
         if root:
             # After the root's own site was observed, and also when its forward raised.
-            yield module.register_forward_hook(kind(call.after_root), always_call=True)
-        yield module.register_forward_hook(Exit(breaks=root), always_call=True)
+            yield _Spec(kind(call.after_root), False, {"always_call": True})
+        yield _Spec(Exit(breaks=root), False, {"always_call": True})
+
+    def rest(self) -> None:
+        """Take the hooks within the model off, until `wake`."""
+        if not self.resting:
+            self.resting = True
+            self._take_off([module for module in self._modules if module is not self._model])
+            self._take_off_parameters()
+
+    def wake(self) -> None:
+        """Put them on again."""
+        if self.resting:
+            self.resting = False
+            for module in list(self._specs):
+                if module not in self._modules:
+                    self._attach(module)
+            for known, hook in self._parameters.values():
+                parameter = known()
+                if parameter is not None and parameter.requires_grad and parameter.is_leaf:
+                    self._attach_parameter(parameter, hook)
 
     def detach(self) -> None:
         """Take every hook off."""
-        for handles in (*self._modules.values(), self._on_parameters):
-            for handle in handles:
-                handle.remove()
-        self._modules.clear()
+        self._take_off(list(self._modules))
+        self._take_off_parameters()
+        self._specs.clear()
         self._names.clear()
-        self._on_parameters, self._parameters = [], {}
+        self._parameters = {}
+
+    def _take_off(self, modules: list[nn.Module]) -> None:
+        for module in modules:
+            for handle in self._modules.pop(module):
+                handle.remove()
+
+    def _take_off_parameters(self) -> None:
+        for handle in self._on_parameters:
+            handle.remove()
+        self._on_parameters = []
 
     def holds(self, parameters: set[int]) -> bool:
         """Whether any of these ids is that of a trained parameter of the model."""
@@ -110,9 +174,7 @@ class Attachment:
     def put_aside(self, layer: nn.Module) -> list[nn.Module]:
         """Take our hooks off a module and all within it; returns which to `bring_back`."""
         aside = [module for module in layer.modules() if module in self._modules]
-        for module in aside:
-            for handle in self._modules.pop(module):
-                handle.remove()
+        self._take_off(aside)
         return aside
 
     def bring_back(self, modules: list[nn.Module]) -> None:
@@ -125,13 +187,6 @@ class Attachment:
         for module in self._modules:
             if next(module.children(), None) is None:
                 yield self._names[module], module in self._in_attention
-
-
-def _weakly(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:
-    """A parameter holds its hooks out of the garbage collector's sight: they must not hold the model in turn."""
-    call = method()
-    if call is not None:
-        call(*args)
 
 
 def _put_first(parameter: Tensor, handle: RemovableHandle) -> None:

@@ -6,17 +6,39 @@ Clipping by norm multiplies all gradients by one number c, so after/before is c 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._tensors import is_distributed
 from gradscope.recording import Moments
 
-_SAMPLES = 8
+SAMPLES = 8
+
+
+class Few:
+    """A few entries of the gradients of parameters that are read together.
+
+    Attributes:
+        of: those parameters.
+        values: `(parameters, 8)`.
+        read: `(parameters,)`, of which there are any.
+    """
+
+    def __init__(self, of: object, parameters: int) -> None:
+        self.of = of
+        self.values = np.zeros((parameters, SAMPLES))
+        self.read = np.zeros(parameters, dtype=bool)
+
+    def put(self, places: Sequence[int], values: NDArray[np.float64]) -> None:
+        """Those of some of the parameters."""
+        self.values[places] = values
+        self.read[places] = True
 
 
 @dataclass
@@ -27,29 +49,59 @@ class ClipSamples:
     after: dict[str, Tensor] = field(default_factory=dict)
     rounding: dict[str, float] = field(default_factory=dict)
     """By parameter, the machine epsilon of its gradient: the samples may be wider, once they are on the host."""
+    together_before: Few | None = None
+    together_after: Few | None = None
+    together_rounding: NDArray[np.float64] | None = None
     read_after: bool = False
     """The gradients' moments were taken where `after` was, not where `before` was."""
     after_scaled: bool = False
     """`after` still carries the gradient scaler's factor, as `before` always does."""
 
+    @property
+    def begun(self) -> bool:
+        """There are entries from before."""
+        return bool(self.before) or self.together_before is not None
+
+    @property
+    def ended(self) -> bool:
+        """There are entries from after."""
+        return bool(self.after) or self.together_after is not None
+
+    def forget_after(self) -> None:
+        """What an optimizer found was of another backward."""
+        self.after, self.together_after = {}, None
+
     def coefficient(self, scale: float) -> float | None:
         """After over before, without the scaler's factor: NaN where it is not one number, None where nothing tells."""
-        names = [n for n in self.after if n in self.before and self.after[n].shape == self.before[n].shape]
-        if not names:
+        parts = [
+            (_numbers(self.before[n]), _numbers(self.after[n]), np.full(self.before[n].numel(), self.rounding[n]))
+            for n in self.after
+            if n in self.before and self.after[n].shape == self.before[n].shape
+        ]
+        first, last = self.together_before, self.together_after
+        if first is not None and last is not None and first.of is last.of and self.together_rounding is not None:
+            both = first.read & last.read
+            rounding = np.repeat(self.together_rounding[both], SAMPLES)
+            parts.append((first.values[both].ravel(), last.values[both].ravel(), rounding))
+        if not parts:
             return None
-        before = np.concatenate([self.before[n].double().cpu().numpy() for n in names])
-        after = np.concatenate([self.after[n].double().cpu().numpy() for n in names])
-        rounding = np.concatenate([np.full(len(self.before[n]), self.rounding[n]) for n in names])
+        before, after, precision = map(np.concatenate, zip(*parts, strict=True))
         if not (np.isfinite(before).all() and np.isfinite(after).all()):
             return None
-        used = np.abs(before) > 0
+        size = np.abs(before)
+        used = size > 0
         if not used.any():
             return None
+        size, precision = size[used], precision[used]
         ratio = after[used] / before[used] * (1.0 if self.after_scaled else scale)
-        coefficient = float(ratio[np.argmax(np.abs(before[used]))])
+        coefficient = float(ratio[np.argmax(size)])
         # Each ratio has the rounding of one product, relative to entries that are not subnormal.
-        allowed = 4 * rounding[used] * abs(coefficient) + 1e-30 / np.abs(before[used])
+        allowed = 4 * precision * abs(coefficient) + 1e-30 / size
         return coefficient if (np.abs(ratio - coefficient) <= allowed).all() else math.nan
+
+
+def _numbers(entries: Tensor) -> NDArray[np.float64]:
+    return entries.double().cpu().numpy()
 
 
 def sample(gradient: Tensor | None) -> Tensor | None:
@@ -65,7 +117,7 @@ def sample(gradient: Tensor | None) -> Tensor | None:
     if gradient.layout is not torch.strided or gradient.numel() == 0:
         return None
     flat = gradient.reshape(-1) if gradient.is_contiguous() else gradient.as_strided((1,), (1,))
-    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].clone()
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].clone()
 
 
 def total_norm(moments: Moments) -> float:

@@ -110,6 +110,11 @@ def parameters_at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tenso
                 yield f"{prefix}.{name}" if prefix else name, module, found
 
 
+def shards_parameters(model: nn.Module) -> bool:
+    """Whether `fully_shard` exchanges the model's parameters during a pass."""
+    return next(iter(_fsdp_groups(model)), None) is not None
+
+
 def keeps_gradients_back(model: nn.Module) -> bool:
     """Whether `fully_shard` holds gradients that no parameter has yet: it was told not to sum them over ranks now."""
     for group in _fsdp_groups(model):

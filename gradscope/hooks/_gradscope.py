@@ -28,8 +28,9 @@ from gradscope.hooks._optimizers import optimizers_of
 from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._ranks import Ranks
+from gradscope.hooks._schedule import schedule
 from gradscope.hooks._sites import SiteBook, SiteFilter, site_filter
-from gradscope.hooks._stepper import Stepper
+from gradscope.hooks._stepper import SampleMode, Stepper
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._validation import Validation
 from gradscope.recording import SIGNALS, GradScopeWarning, Recording, Signal, step_table
@@ -75,13 +76,18 @@ class GradScope:
         optimizer: its `step()` then closes a step, and `weight_grad` is what it finds (after clipping, after
             averaging over ranks); without it `weight_grad` is what the last backward left, before any clipping.
             Of several each closes a step, or shares the one that the first has closed where no forward lies between.
-        every: record each `every`-th step; None records each of the first 100 and then each tenth.
+        every: record each `every`-th step; None records each of the first 100 and then each tenth; "auto" the first
+            20 and then as many as the `budget` allows, by what recording and training are measured to cost.
         signals: which of `activation`, `activation_grad`, `weight`, `weight_grad`, `update` to record.
         sites: None for all; glob patterns over module names (`"layers.*"`); or a predicate on `Site`.
-        histograms: also count the entries by their power of two.
+        histograms: also count the entries by their power of two; "sample" counts about 4,096 of a larger tensor.
         scaler: a `torch.amp.GradScaler`; its factor is divided out of the recorded gradients, and noted.
         log: path of the recording file; without it the recording lives in a temporary database.
         loggers: must be empty in this version.
+        mode: "exact" reads every entry; "sample" estimates mean, std, zeros and histogram of larger tensors from about
+            4,096 entries, others at each step. min, max, NaN and infinity are exact in both. On an accelerator nothing
+            is sampled.
+        budget: the share of the training time that recording may take where `every="auto"`, in (0, 1].
         functional: make functional activations (`F.relu`, `x.sigmoid()`, `scaled_dot_product_attention`) sites too,
             named `module:function`. Costs a Python call for every torch function that the model calls.
         validation: record forward passes without gradient apart, in `scope.validation`
@@ -109,14 +115,16 @@ class GradScope:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
-        every: int | None = None,
+        every: int | Literal["auto"] | None = None,
         signals: Sequence[Signal] = SIGNALS,
         sites: str | Sequence[str] | SiteFilter | None = None,
-        histograms: bool = False,
+        histograms: bool | Literal["sample"] = False,
         scaler: Any = None,
         log: str | os.PathLike[str] | None = None,
         loggers: Sequence[Any] = (),
         *,
+        mode: SampleMode = "exact",
+        budget: float = 0.02,
         functional: bool = False,
         validation: bool = False,
         on_nonfinite: OnNonFinite | None = None,
@@ -126,9 +134,15 @@ class GradScope:
             raise TypeError(f"model is of type {type(model).__name__}; GradScope observes a torch.nn.Module")
         plain = unwrapped(model)
         optimizers = optimizers_of(optimizer)
-        given = Arguments(plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite)
+        given = Arguments(
+            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms
+        )
         check(given)
         ranks = Ranks.of(model, process_group)
+        if ranks is not None and every == "auto":
+            raise ValueError(
+                "every is 'auto', and each rank would choose for itself; where several ranks merge, give a number"
+            )
         unmerged = parallelism(model) if ranks is None else None
         self.model = model
         place = log if ranks is None or ranks.rank == 0 else None
@@ -162,7 +176,8 @@ class GradScope:
         self._stepper = Stepper(
             self._outlet,
             parameters,
-            every=every,
+            schedule=schedule(every, budget),
+            mode=mode,
             histograms=histograms,
             optimizers=len(optimizers),
             scaler=scaler,
@@ -184,6 +199,7 @@ class GradScope:
             averaged_over=1 if ranks is None else ranks.averaged_over,
         )
         self._stepper.after_last_write = self._observer.end_step
+        self._stepper.after_end = self._observer.prepare
         self._stepper.in_step = ranks is None
         self._handles = hook_optimizers(optimizers, self._observer, self._stepper)
         self._open = True

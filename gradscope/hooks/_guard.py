@@ -51,8 +51,23 @@ def alone(observer: Listener) -> Iterator[None]:
         _alone = before
 
 
-def guarded_call(observer: Listener, function: Callable[[], R]) -> R | None:
+def only_one_listens() -> bool:
+    """Whether a probe runs, inside which other scopes pass over everything."""
+    return _alone is not None
+
+
+def stop(observer: Listener, error: Exception) -> None:
     """An error inside GradScope never reaches the training: it warns once and observing stops."""
+    observer.detach()
+    warnings.warn(
+        f"GradScope stopped observing, training goes on: {type(error).__name__}: {error}",
+        GradScopeWarning,
+        stacklevel=4,
+    )
+
+
+def guarded_call(observer: Listener, function: Callable[[], R]) -> R | None:
+    """Call the function, where this observer listens; an error in it stops the observing."""
     if observer.detached or (_alone is not None and _alone is not observer):
         return None
     try:
@@ -61,12 +76,7 @@ def guarded_call(observer: Listener, function: Callable[[], R]) -> R | None:
     except NonFiniteError:
         raise  # asked for, and no error of ours
     except Exception as error:
-        observer.detach()
-        warnings.warn(
-            f"GradScope stopped observing, training goes on: {type(error).__name__}: {error}",
-            GradScopeWarning,
-            stacklevel=3,
-        )
+        stop(observer, error)
         return None
 
 

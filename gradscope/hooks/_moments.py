@@ -1,229 +1,247 @@
-"""Moments of a tensor, reduced where the tensor lives: one row of a buffer, no host read, no tensor kept.
-
-A row holds, over the finite entries, `mean`, `scale`, `m2 = Σ((x − mean)/scale)²`, `min`, `max`, and over all
-entries the number of zeros, NaNs and infs. Large tensors take several rows, which the host merges exactly; so do the
-micro-steps of a step.
-"""
+"""Moments of a tensor, reduced where the tensor lives: one row of a buffer, no host read, no tensor kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradscope.hooks._blocks import COUNTS_BYTES, ROW_BYTES, ROWS_PER_BLOCK, Block, Pool
+from gradscope.hooks._device import reduce_on_device
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._histogram import log2_histogram
-from gradscope.hooks._reduction import pieces, reduce_finite, reduce_on_cpu
+from gradscope.hooks._host import HostRows
+from gradscope.hooks._kernel import CODES, native
+from gradscope.hooks._lattice import Lattice
+from gradscope.hooks._reduction import estimate_on_cpu, flat, pieces, reduce_finite, reduce_on_cpu, sample_of
+from gradscope.hooks._rows import INFS, NANS, Row, constant_zeros, merged
 from gradscope.hooks._tensors import is_distributed
-from gradscope.recording import Moments
 
-COLUMNS = ("mean", "m2", "min", "max", "zeros", "scale", "nans", "infs")
-WIDTH = len(COLUMNS)
-_FRESH_ROW = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64, device="cpu")
+Ints = NDArray[np.int64]
+_CPU = torch.device("cpu")
 
-ROWS_PER_BLOCK = 512
-
-
-class Block:
-    """One buffer of rows on one device; on the CPU also seen as numpy, so that a row is read without an op."""
-
-    def __init__(self, device: torch.device) -> None:
-        with torch.inference_mode(False):  # else no later step could write into it
-            self.rows = torch.empty((ROWS_PER_BLOCK, WIDTH), dtype=torch.float64, device=device)
-        self.host: NDArray[np.float64] | None = self.rows.numpy() if device.type == "cpu" else None
-        self.used = 0
-        self.clear()
-
-    def clear(self) -> None:
-        self.used = 0
-        self.rows.copy_(_FRESH_ROW.expand_as(self.rows))
-
-
-@dataclass
-class Rows:
-    """Which rows of an arena belong to one tensor: `(block, row, entries)` each; none for one without entries."""
-
-    parts: list[tuple[Block, int, int]] = field(default_factory=list)
-    constant_zeros: int = 0
-    """Entries of a sparse tensor that are not stored, hence 0."""
-    histogram: list[Tensor] = field(default_factory=list)
-    own: bool = True
-    """These entries are this rank's to report: no other rank has them too."""
-
-    def __add__(self, other: Rows) -> Rows:
-        return Rows(
-            self.parts + other.parts,
-            self.constant_zeros + other.constant_zeros,
-            self.histogram + other.histogram,
-            self.own and other.own,
-        )
-
-    def some_not_finite(self) -> bool | None:
-        """Whether an entry is NaN or infinite; None where telling it would mean to wait for a device."""
-        if any(block.host is None for block, _, _ in self.parts):
-            return None
-        return any(bool(b.host[i, 6] or b.host[i, 7]) for b, i, _ in self.parts if b.host is not None)
+Unit = Tensor | float | None
+"""What entries are divided by before they are counted in a histogram; moments are divided later, on the host."""
 
 
 class Arena:
-    """The rows of one step, on any number of devices; emptied blocks are used again for the next step."""
+    """The rows of one pass, or of one step, on any number of devices.
 
-    def __init__(self, pool: dict[torch.device, list[Block]], histograms: bool = False) -> None:
+    Args:
+        pool: whose blocks it uses.
+        moments: which entries of large tensors are read, None for all.
+        histogram: which are counted in the histogram, None for all.
+    """
+
+    def __init__(self, pool: Pool, moments: Lattice | None = None, histogram: Lattice | None = None) -> None:
+        self.histograms = pool.histograms
+        self.others: set[int] = set()
+        """Rows whose entries another rank has too, and reports."""
+        self.sampled = False
+        """Some row, or histogram, is an estimate."""
+        self.plain = not pool.histograms and moments is None
+        """Nothing but moments is taken, and of every entry."""
+        self.bad = 0
+        """How many entries were not finite of what was last observed as it lies."""
         self._pool = pool
-        self._blocks: dict[torch.device, list[Block]] = {}
-        self._host: dict[int, NDArray[np.float64]] = {}
-        self._sent: list[torch.cuda.Event] = []
-        self.histograms = histograms
+        self._here: Block | None = None
+        self._moments = moments
+        self._histogram = histogram
+        self._blocks: list[Block] = []
+        self._filling: dict[torch.device, Block] = {}
+        self._at_host: HostRows | None = None
 
-    def _row(self, device: torch.device) -> tuple[Block, int]:
-        blocks = self._blocks.setdefault(device, [])
-        if not blocks or blocks[-1].used == ROWS_PER_BLOCK:
-            free = self._pool.setdefault(device, [])
-            blocks.append(free.pop() if free else Block(device))
-        block = blocks[-1]
+    def next_row(self, device: torch.device) -> tuple[Block, int]:
+        """An empty row on a device: its block, and its place there."""
+        block = self._filling.get(device)
+        if block is None or block.used == ROWS_PER_BLOCK:
+            block = self._filling[device] = self._pool.take(device)
+            self._blocks.append(block)
+            if device == _CPU:
+                self._here = block
         block.used += 1
         return block, block.used - 1
 
-    def observe(self, tensor: Tensor, minus: Tensor | None = None, unit: Tensor | float | None = None) -> Rows | None:
-        """Reduce a floating tensor (minus another of the same shape) to rows.
+    def next_rows(self, count: int) -> tuple[Ints, Ints, Ints]:
+        """Empty rows on the CPU: their numbers, and the addresses of rows and of counts (0 where there are none)."""
+        numbers, rows, counts = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        done = 0
+        while done < count:
+            block, first = self.next_row(_CPU)
+            taken = min(count - done, ROWS_PER_BLOCK - first)
+            block.used = first + taken
+            index = np.arange(first, first + taken)
+            here = slice(done, done + taken)
+            numbers[here] = block.number * ROWS_PER_BLOCK + index
+            rows[here] = block.address + index * ROW_BYTES
+            if block.counts_address:
+                counts[here] = block.counts_address + index * COUNTS_BYTES
+            done += taken
+        return numbers, rows, counts
 
-        Histograms are of the entries over `unit`; moments are divided later, on the host. None where a sharded
-        tensor has no value yet.
+    def observe(self, tensor: Tensor, minus: Tensor | None = None, unit: Unit = None) -> int | None:
+        """Reduce a floating tensor (minus another of the same shape) to a row, whose number is returned.
+
+        None where a sharded tensor has no value yet.
         """
         tensor = tensor.detach()
-        rows = Rows()
+        own, not_stored = True, 0
         if is_distributed(tensor):
-            part, rows.own = local_part(tensor)
+            part, own = local_part(tensor)
             if part is None:
                 return None
             tensor = part
             minus = None if minus is None else local_part(minus)[0]
         if tensor.layout is torch.sparse_coo:
             stored = tensor.coalesce().values()
-            rows.constant_zeros = tensor.numel() - stored.numel()
+            not_stored = tensor.numel() - stored.numel()
             tensor = stored
-        if tensor.numel() == 0:
-            return rows
-        other = None
+        if tensor.is_neg():
+            tensor = tensor.resolve_neg()
         if minus is not None:
-            if minus.stride() != tensor.stride():  # pieces are taken in memory order: it must be the same one
+            minus = minus.detach()
+            if minus.stride() != tensor.stride():  # entries are taken in memory order: it must be the same one
                 minus, tensor = minus.contiguous(), tensor.contiguous()
-            other = pieces(minus.detach())
-        wide_range = tensor.dtype is torch.float64
-        for part in pieces(tensor):
-            block, index = self._row(part.device)
-            before = None if other is None else next(other)
-            if wide_range or block.host is None or not reduce_on_cpu(part, before, block.host[index]):
-                reduce_finite(part if before is None else part.double() - before, block.rows[index])
-            rows.parts.append((block, index, part.numel()))
-            if self.histograms:
-                counted = part if before is None else part.double() - before
-                rows.histogram.append(log2_histogram(counted if unit is None else counted.double() / unit))
-        return rows
+        block, index = self.next_row(tensor.device)
+        if block.host is None:
+            self._reduce_elsewhere(block, index, tensor, minus, unit)
+        elif native is not None and tensor.dtype in CODES:
+            self._reduce_natively(block, index, tensor, minus, unit)
+        else:
+            self._reduce_here(block, index, block.host[index], tensor, minus, unit)
+        if not_stored:
+            stored = block.rows[index]
+            stored.copy_(merged(torch.stack([stored, constant_zeros(not_stored, block.device)])))
+        row = block.number * ROWS_PER_BLOCK + index
+        if not own:
+            self.others.add(row)
+        return row
+
+    def observe_as_it_lies(self, tensor: Tensor) -> int | None:
+        """The same without any operation of torch, where our kernel can read a plain tensor; None where it cannot."""
+        code = CODES.get(tensor.dtype)
+        if (
+            code is None
+            or native is None
+            or not tensor.is_cpu
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.is_neg()
+        ):
+            return None
+        block = self._here
+        if block is None or block.used == ROWS_PER_BLOCK:
+            block, index = self.next_row(_CPU)
+        else:
+            index = block.used
+            block.used = index + 1
+        row = block.address + index * ROW_BYTES
+        if self.plain and tensor.is_contiguous():
+            self.bad = native.reduce(tensor.data_ptr(), tensor.numel(), code, row)
+        else:
+            self.bad = self._reduce_natively(block, index, tensor, None, None)
+        return block.number * ROWS_PER_BLOCK + index
+
+    @property
+    def estimates(self) -> Iterator[str]:
+        """What is estimated from a sample of large tensors."""
+        if self._moments is not None:
+            yield from ("mean", "std", "zeros", "subnormals")
+        if self.histograms and self._histogram is not None:
+            yield "histogram"
+
+    def lattices(self, entries: int) -> tuple[int, int, int, int]:
+        """Stride and offset of the chunks that a tensor's moments, and its histogram, are taken of."""
+        moments = (1, 0) if self._moments is None else self._moments.of(entries)
+        counting = (1, 0) if self._histogram is None else self._histogram.of(entries)
+        self.sampled = self.sampled or moments[0] > 1 or (self.histograms and counting[0] > 1)
+        return *moments, *counting
+
+    def _reduce_natively(self, block: Block, index: int, tensor: Tensor, minus: Tensor | None, unit: Unit) -> int:
+        """Returns how many entries are not finite."""
+        assert native is not None
+        bad: int = native.reduce_strided(
+            tensor.data_ptr(),
+            tuple(tensor.shape),
+            tensor.stride(),
+            CODES[tensor.dtype],
+            block.address + index * ROW_BYTES,
+            block.counts_address and block.counts_address + index * COUNTS_BYTES,
+            0 if minus is None else minus.data_ptr(),
+            0,
+            *self.lattices(tensor.numel()),
+            1.0 if unit is None else float(unit),
+        )
+        return bad
+
+    def _reduce_here(
+        self, block: Block, index: int, row: Row, tensor: Tensor, minus: Tensor | None, unit: Unit
+    ) -> None:
+        if not tensor.numel():
+            row[:] = 0.0
+            return
+        x, y = flat(tensor), None if minus is None else flat(minus)
+        stride, offset, counting, first = self.lattices(tensor.numel())
+        if stride == 1:
+            reduce_on_cpu(x, y, row)
+        else:
+            estimate_on_cpu(x, y, row, stride, offset)
+        if block.counts is not None and counting == 1:
+            _count(block, index, x, y, unit)
+        elif block.counts is not None:
+            y = None if y is None else sample_of(y, counting, first)
+            _count(block, index, sample_of(x, counting, first), y, unit)
+
+    def _reduce_elsewhere(self, block: Block, index: int, tensor: Tensor, minus: Tensor | None, unit: Unit) -> None:
+        """On an accelerator every entry is read: a sample would save nothing, as the smallest is sought anyway."""
+        counts = None if block.counts is None else block.counts[index]
+        if not tensor.numel():
+            block.rows[index].zero_()
+        elif not reduce_on_device(tensor, minus, unit, block.rows[index], counts):
+            x, y = flat(tensor), None if minus is None else flat(minus)
+            rows = [reduce_finite(a if b is None else a.double() - b) for a, b in pieces(x, y)]
+            block.rows[index].copy_(rows[0] if len(rows) == 1 else merged(torch.stack(rows)))
+            if counts is not None:
+                _count(block, index, x, y, unit)
+
+    def nonfinite_here(self, row: int) -> bool | None:
+        """Whether an entry of this row's tensor is NaN or infinite; None where telling it would wait for a device."""
+        host = self._pool.blocks[row // ROWS_PER_BLOCK].host
+        return None if host is None else bool(host[row % ROWS_PER_BLOCK, NANS : INFS + 1].any())
+
+    def finite_so_far(self) -> bool:
+        """Whether no row has a NaN or an infinity; waits for a device."""
+        return not any(bool(block.rows[: block.used, NANS : INFS + 1].any()) for block in self._blocks)
 
     def absorb(self, other: Arena) -> None:
-        """Take over the rows of another arena."""
-        for device, blocks in other._blocks.items():
-            self._blocks.setdefault(device, [])[:0] = blocks  # in front: the last block is the one being filled
-        other._blocks = {}
+        """Take over the rows of another arena, which keep their numbers."""
+        self._blocks += other._blocks
+        self.others |= other.others
+        self.sampled = self.sampled or other.sampled
+        other._blocks, other._filling, other.others, other._here = [], {}, set(), None
 
     def send(self) -> None:
         """Start the one transfer of each device to the host; nothing waits for it here."""
-        self._host, self._sent = {}, []
-        for device, blocks in self._blocks.items():
-            if device.type == "cpu":
-                self._host |= {id(block): block.rows.numpy() for block in blocks}
-                continue
-            used = torch.cat([block.rows[: block.used] for block in blocks])
-            host = torch.empty(used.shape, dtype=used.dtype, pin_memory=device.type == "cuda")
-            host.copy_(used, non_blocking=True)
-            if device.type == "cuda":
-                event = torch.cuda.Event()
-                event.record(torch.cuda.current_stream(device))
-                self._sent.append(event)
-            start = 0
-            for block in blocks:
-                self._host[id(block)] = host[start : start + block.used].numpy()
-                start += block.used
+        self._at_host = HostRows(self._blocks, self.histograms)
 
-    def arrived(self) -> bool:
-        """Whether `read` has to wait for nothing."""
-        return all(event.query() for event in self._sent)
-
-    def read(self, rows: list[Rows]) -> Moments:
-        """The moments of each tensor, its rows merged, in the given order (after `send`)."""
-        self._wait()
-        merged = _columns([self._part(r, 0) for r in rows])
-        for k in range(1, max((len(r.parts) + bool(r.constant_zeros) for r in rows), default=0)):
-            merged = Moments.merge(merged, _columns([self._part(r, k) for r in rows]))
-        return merged
-
-    def finite_here(self) -> bool:
-        """Whether no row has a NaN or an infinity so far; waits for a device."""
-        return not any(bool(b.rows[: b.used, 6:].any()) for blocks in self._blocks.values() for b in blocks)
-
-    def all_finite(self) -> bool:
-        """Whether no row has a NaN or an infinity (after `send`; waits for what is under way)."""
-        self._wait()
-        return not any(table[: block.used, 6:].any() for block, table in self._on_host())
-
-    def _on_host(self) -> Iterator[tuple[Block, NDArray[np.float64]]]:
-        for blocks in self._blocks.values():
-            for block in blocks:
-                yield block, self._host[id(block)]
-
-    def _wait(self) -> None:
-        for event in self._sent:
-            event.synchronize()
-        self._sent = []
-
-    def nonfinite(self, rows: Rows) -> tuple[int, int, int]:
-        """Of one tensor: its NaNs, its infinities and all its entries (after `send`, and once it has arrived)."""
-        table = [self._host[id(block)][index] for block, index, _ in rows.parts]
-        entries = rows.constant_zeros + sum(n for _, _, n in rows.parts)
-        return int(sum(row[6] for row in table)), int(sum(row[7] for row in table)), entries
-
-    def _part(self, rows: Rows, k: int) -> tuple[int, NDArray[np.float64]] | None:
-        if k < len(rows.parts):
-            block, index, entries = rows.parts[k]
-            return entries, self._host[id(block)][index]
-        if k == len(rows.parts) and rows.constant_zeros:
-            return rows.constant_zeros, np.array([0.0, 0.0, 0.0, 0.0, rows.constant_zeros, 1.0, 0.0, 0.0])
-        return None
+    @property
+    def host(self) -> HostRows:
+        """The rows on the host, after `send`."""
+        assert self._at_host is not None
+        return self._at_host
 
     def release(self) -> None:
         """Give the blocks back; rows of this arena are void from here on."""
-        for device, blocks in self._blocks.items():
-            for block in blocks:
-                block.clear()
-            self._pool.setdefault(device, []).extend(blocks)
-        self._blocks, self._host, self._sent = {}, {}, []
+        for block in self._blocks:
+            self._pool.give(block)
+        self._blocks, self._filling, self.others, self._at_host, self._here = [], {}, set(), None, None
 
 
-def _columns(parts: list[tuple[int, NDArray[np.float64]] | None]) -> Moments:
-    """Rows as read from the device -> Moments; None gives an empty row."""
-    table = np.zeros((len(parts), WIDTH))
-    count = np.zeros(len(parts), dtype=np.int64)
-    for i, part in enumerate(parts):
-        if part is not None:
-            count[i], table[i] = part
-    mean, m2, low, high, zeros, scale, nans, infs = table.T
-    finite = count - nans - infs
-    with np.errstate(invalid="ignore", divide="ignore"):
-        std = np.where(low == high, 0.0, scale * np.sqrt(m2 / finite))
-    empty = finite <= 0
-    mean, std, low, high = (np.where(empty, np.nan, column) for column in (mean, std, low, high))
-    return Moments(
-        count=count,
-        mean=mean,
-        std=std,
-        min=low,
-        max=high,
-        zeros=zeros.astype(np.int64),
-        nans=nans.astype(np.int64),
-        infs=infs.astype(np.int64),
-    )
+def _count(block: Block, index: int, x: Tensor, minus: Tensor | None, unit: Unit) -> None:
+    assert block.counts is not None
+    for part, other in pieces(x, minus):
+        counted = part if other is None else part.double() - other
+        block.counts[index] += log2_histogram(counted if unit is None else counted.double() / unit)

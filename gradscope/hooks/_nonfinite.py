@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gradscope.hooks._moments import Rows
 from gradscope.hooks._step import Forward, Step
 from gradscope.recording import Signal, Site, StepRecord
 
@@ -153,7 +152,7 @@ class _Search:
         carried = inputs is not None and any(self._counts(inputs)[:2])
         if self._sites[site].module == "<input>":
             return self._make(*found, number, "forward", False, "<input>")
-        before = [s for s, _ in forward.activations[: [s for s, _ in forward.activations].index(site)]]
+        before = forward.activations.sites[: forward.activations.sites.index(site)]
         source = self._sites[before[-1]].name if carried and before else ""
         return self._make(*found, number, "forward", not carried if inputs is not None else None, source)
 
@@ -166,15 +165,15 @@ class _Search:
         source = self._sites[reached[at - 1]].name if at else "<loss>"
         return self._make(*found, number, "backward", bool(at), source)
 
-    def _first(self, pairs: Iterable[tuple[int, Rows]]) -> tuple[int, int, int, int] | None:
-        for site, rows in pairs:
-            nans, infs, entries = self._counts(rows)
+    def _first(self, pairs: Iterable[tuple[int, int]]) -> tuple[int, int, int, int] | None:
+        for site, row in pairs:
+            nans, infs, entries = self._counts([row])
             if nans or infs:
                 return site, nans, infs, entries
         return None
 
-    def _counts(self, rows: Rows) -> tuple[int, int, int]:
-        return self._step.arena.nonfinite(rows)
+    def _counts(self, rows: Iterable[int]) -> tuple[int, int, int]:
+        return self._step.arena.host.nonfinite(rows)
 
     def _make(
         self,

@@ -11,18 +11,20 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from gradscope.hooks import _dynamo
 from gradscope.hooks._accumulation import Accumulation
 from gradscope.hooks._attachment import Attachment, Callbacks
 from gradscope.hooks._coverage import Coverage
 from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._functional import FunctionalSites
 from gradscope.hooks._fused import ENCODER_LAYER, FusedPaths, may_take_fused_path
-from gradscope.hooks._guard import guarded
+from gradscope.hooks._guard import guarded, guarded_call
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
 from gradscope.hooks._signals import Output, Signals
@@ -31,6 +33,7 @@ from gradscope.hooks._step import Forward, Step
 from gradscope.hooks._tensors import floating_tensors, in_transform, is_capturing, is_replaying, tensors, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._validation import Validation
+from gradscope.hooks._watch import Current, ModuleWatch, ParameterWatch
 from gradscope.init._operations import activation_of_module
 
 
@@ -47,8 +50,19 @@ class Clock(Protocol):
     def began(self) -> bool:
         """Whether any forward has begun since the scope was made."""
 
+    @property
+    def inside_optimizer(self) -> bool:
+        """A forward now belongs to a closure, which an optimizer calls."""
+
     def observes_next(self) -> bool:
         """Whether a forward that began now would be observed."""
+
+    def observes_soon(self) -> bool:
+        """Whether the step in progress is observed, or the one after it."""
+
+    @property
+    def tells_when_steps_end(self) -> bool:
+        """An optimizer's hook, or the user, says so, and not only the next forward."""
 
     def write_what_is_sure(self) -> None:
         """Nothing is being recorded now: a good moment to write."""
@@ -98,18 +112,30 @@ class Observer:
         self._local = threading.local()
         self._trainer: int | None = None
         self._functional = FunctionalSites(self._after_function) if functional else None
+        self._now = Current()
+        self._returns_tensors = True
+        """Every pass so far has returned something to hook, which tells of its backward."""
+        self._attached = -1
+        """The version of the model whose every module and parameter has its hooks."""
         callbacks = Callbacks(
             before_root=self._before_root,
             after_root=self._after_root,
             after_module=self._after_module,
+            watch=self._module_watch,
             before_fused=self._before_fused,
-            after_accumulate=self._after_accumulate,
+            on_parameter=self._parameter_watch,
             records=self._records,
             before_module=self._before_module if functional else None,
         )
         self._attachment = Attachment(model, unobserved, callbacks)
         self._fused = FusedPaths(self, self._attachment, self._fused_ended)
         self._coverage = Coverage(model, book, unobserved, self._attachment)
+
+    def _module_watch(self, name: str) -> ModuleWatch:
+        """The forward hook for a module within the model."""
+        return ModuleWatch(
+            name, self._now, self._book, self, self._after_module, self._watch_gradient, self._not_finite
+        )
 
     def observes(self, parameters: set[int]) -> bool:
         """Whether any parameter of these ids is one that we watch."""
@@ -124,8 +150,29 @@ class Observer:
         if self._functional is not None:
             self._functional.leave()
         self._local = threading.local()
+        self._now.forward = None
         self._accumulation.forget()
         self._segments.forget()
+
+    def _rest(self) -> None:
+        """Take the hooks within the model off, where it is sure that the next step to record will be noticed before it.
+
+        What is compiled reads the hooks when it is compiled; there they cost nothing afterwards.
+        """
+        if (
+            not self._attachment.resting
+            and self._validation is None
+            and self._returns_tensors
+            and self._clock.tells_when_steps_end
+            and not _dynamo.compiled_anything()
+        ):
+            self._attachment.rest()
+            self._parameters.rest()
+
+    def prepare(self) -> None:
+        """A step has ended: where the next one is recorded, have the hooks on before it begins."""
+        if self._attachment.resting and self._clock.observes_soon():
+            self._attachment.wake()
 
     def end_step(self) -> None:
         """The step in progress is over, written or left out."""
@@ -162,6 +209,7 @@ class Observer:
             self._unobserved.add(ROOT, "captured in a CUDA graph, which is replayed without hooks")
         if not torch.is_grad_enabled() or self._suppressed or replaying or capturing or in_transform():
             self._local.suppressed = self._suppressed + 1
+            self._now.forward = None
             if not replaying and not capturing and not in_transform():
                 self._clock.write_what_is_sure()  # a validation may be long
                 if self._validation is not None and self._suppressed == 1:
@@ -177,11 +225,17 @@ class Observer:
         forward = self._local.forward = self._clock.begin_forward(root=True)
         if not self._accumulation.settles and wrapped_by_ddp(module):
             self._coverage.wrapped()
+        self._now.forward = None
         if not forward.step.observed:
+            self._rest()
             return
+        self._attachment.wake()
         if self._functional is not None:
             self._functional.enter()
-        if not forward.step.weights_read:
+        else:
+            self._now.enter(forward)
+        if (version := self._parameters.version(forward.step)) != self._attached:
+            self._attached = version
             self._attachment.attach_new()
         if self._keep_batch is not None:
             forward.batch = self._keep_batch((args, kwargs))
@@ -203,25 +257,35 @@ class Observer:
             self._local.suppressed = self._suppressed - 1
             if not self._suppressed:
                 self._local.validating = None
+                if self._forward is not None and self._forward.step.observed and self._functional is None:
+                    self._now.enter(self._forward)  # the pass inside of which it was made goes on
             return
         forward = self._forward
         if forward is None or not forward.root:
             return
         if self._functional is not None:
             self._functional.leave()
-        self._local.forward = None
+        self._local.forward = self._now.forward = None
         if output is None and sys.exception() is not None:  # the forward raised
             forward.failed = True
             forward.forget_graph()
             return
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
+        if not outputs and not self._suppressed:  # only the parameters' hooks will tell of a backward
+            self._returns_tensors = False
+            self._attachment.wake()
         forward.graph = [weakref.ref(self._signals.hook(t, self._backward_reached, forward)) for t in outputs]
         if forward.step.observed:
             if self._attachment.lazy:
                 self._attachment.attach_new()
-            self._parameters.read_weights(forward.step)
+            self._read_weights(forward)
             self._coverage.after_forward(forward)
             self._signals.read_graph(forward, [t.grad_fn for t in outputs])
+
+    def _read_weights(self, forward: Forward) -> None:
+        """After the pass that has used them, unless the optimizer's hook will do it with less work."""
+        if not self._parameters.at_step or self._clock.inside_optimizer:
+            self._parameters.read_weights(forward.step)
 
     # Modules
 
@@ -339,6 +403,16 @@ class Observer:
                 forward.fed_nodes[inputs[0].grad_fn] = activation.name
         forward.layer_nodes[call] = output.grad_fn
 
+    def _watch_gradient(self, forward: Forward, site: int, inputs: Any, output: Tensor) -> None:
+        self._signals.watch_gradient(forward, site, inputs, output)
+
+    def _not_finite(
+        self, forward: Forward, site: int, called: tuple[nn.Module, str, int], inputs: Any, output: Tensor
+    ) -> None:
+        module, name, call = called
+        made = Output(output, module, name, call, 0, forward.depth, tuple(floating_tensors(inputs)))
+        self._signals.look_at_inputs(forward, site, made, certain=True)
+
     def _after_recomputation(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         """Reentrant checkpointing runs a forward without gradient first: only the second run has a graph."""
         own = [(i, t) for i, t in enumerate(floating_tensors(output)) if t.dim() > 0]
@@ -359,13 +433,18 @@ class Observer:
         if not forward.backward:
             forward.backward = True
             if not forward.root and forward.step.observed:  # nothing told that this forward had ended
-                self._parameters.read_weights(forward.step)
+                self._read_weights(forward)
                 self._signals.read_graph(forward, list(forward.layer_nodes.values()))
         forward.step.backward = True
         self._accumulation.backward_reached(forward)
 
-    @guarded
+    def _parameter_watch(self, name: str) -> ParameterWatch:
+        return ParameterWatch(name, self._accumulation, weakref.WeakMethod(self._after_accumulate))
+
     def _after_accumulate(self, name: str, parameter: Tensor) -> None:
+        guarded_call(self, partial(self._accumulated, name, parameter))
+
+    def _accumulated(self, name: str, parameter: Tensor) -> None:
         step = self._clock.open_step()
         if parameter.device.type == "cpu" and self._trainer not in (None, threading.get_ident()):
             return

@@ -16,6 +16,7 @@ import torch
 
 from gradscope.hooks._coverage import UNCALLED
 from gradscope.hooks._dump import dump
+from gradscope.hooks._lattice import SAMPLE_ENTRIES
 from gradscope.hooks._nonfinite import (
     ORDER,
     NonFinite,
@@ -74,7 +75,7 @@ class Outlet:
 
     def flush(self, *, wait: bool) -> None:
         """Write the steps whose rows have arrived; with `wait`, all."""
-        while self._waiting and (wait or self._waiting[0].arena.arrived()):
+        while self._waiting and (wait or self._waiting[0].arena.host.arrived()):
             step = self._waiting.popleft()
             try:
                 self._write(step)
@@ -93,7 +94,7 @@ class Outlet:
             return False
         if torch.cuda.is_initialized() and not step.watched:  # else a device is waited for
             return False
-        return not all(arena.finite_here() for arena in (step.arena, *(forward.arena for forward in step.forwards)))
+        return not all(arena.finite_so_far() for arena in (step.arena, *(forward.arena for forward in step.forwards)))
 
     def check(self, step: Step) -> None:
         """Look for NaN and infinity before the optimizer has run: to raise, or to dump what made them.
@@ -105,7 +106,7 @@ class Outlet:
             return
         step.gather()
         step.arena.send()
-        if step.arena.all_finite() or (found := first_nonfinite(step, self._book.sites)) is None:
+        if step.arena.host.all_finite() or (found := first_nonfinite(step, self._book.sites)) is None:
             return
         self._tell_first(step, found, overflow_is_normal=step.scale is not None)
         if self._is_first(found) and self.on_nonfinite == "raise":
@@ -113,7 +114,9 @@ class Outlet:
             raise NonFiniteError(found)
 
     def _write(self, step: Step) -> None:
-        found = None if step.arena.all_finite() else first_nonfinite(step, self._book.sites)
+        found = None if step.arena.host.all_finite() else first_nonfinite(step, self._book.sites)
+        if step.arena.sampled:
+            self.set_fact("sampled", {"entries": SAMPLE_ENTRIES, "of": list(step.arena.estimates)})
         whole = self._whole_model and not some_gradient_unread(self._unobserved.reasons)
         record = to_record(step, self.ranks, whole)
         if self.ranks is not None:

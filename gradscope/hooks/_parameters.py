@@ -1,21 +1,51 @@
-"""What is read of the parameters: their values, what backward leaves on them, what the optimizer adds."""
+"""What is read of the parameters: their values, what backward leaves on them, what the optimizer adds.
+
+Those that our kernel reads as they lie are read together, by one call; the others one by one.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from gradscope.hooks._batch import readable
 from gradscope.hooks._clipping import sample
 from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
+from gradscope.hooks._kernel import native
+from gradscope.hooks._parameter_list import ParameterList, Watched
 from gradscope.hooks._ranks import Ranks
-from gradscope.hooks._sites import ROOT, SiteBook, is_lazy, unwrapped_name
+from gradscope.hooks._sites import ROOT, SiteBook
 from gradscope.hooks._step import Forward, Step, version
 from gradscope.hooks._tensors import is_distributed, why_unreadable
+from gradscope.hooks._together import Copies, Together
 from gradscope.hooks._unobserved import Unobserved
-from gradscope.recording import GradScopeWarning
+from gradscope.recording import GradScopeWarning, Signal
+
+
+class Before:
+    """The trained parameters as they were before the optimizer's step.
+
+    Args:
+        alone: update site, parameter and copy, of those that are read one by one.
+        copies: of those that are read together.
+    """
+
+    def __init__(self, alone: list[tuple[int, Tensor, Tensor]], copies: Copies | None) -> None:
+        self.alone = alone
+        self.copies = copies
+
+    def changed(self) -> bool:
+        """Whether any parameter is no longer what it was."""
+        every = self.alone + (self.copies.one_by_one() if self.copies is not None else [])
+        return any(not torch.equal(parameter, before) for _, parameter, before in every)
+
+    def forget(self) -> None:
+        """Its memory may be used again."""
+        if self.copies is not None:
+            self.copies.room.taken = False
 
 
 class Parameters:
@@ -37,36 +67,181 @@ class Parameters:
         self._book = book
         self._unobserved = unobserved
         self._ranks = ranks
+        self._list = ParameterList(model)
+        self._split: tuple[list[Watched], Together, list[Watched]] | None = None
         self._in_parts = any(is_distributed(parameter) for _, _, parameter in parameters_at_rest(model))
 
-    def named(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        """Name, owner and parameter, each parameter once."""
-        for name, owner, parameter in parameters_at_rest(self._model):
-            if not is_lazy(parameter):
-                yield unwrapped_name(name), owner, parameter
+    def version(self, step: Step) -> int:
+        """Another number whenever modules or parameters have come or gone, or training them began or ended."""
+        self._list.at(step.serial)
+        return self._list.version
+
+    def _parts(self, step: Step) -> tuple[Together, list[Watched]]:
+        """The parameters that are read together, and the others."""
+        every = self._list.at(step.serial)
+        if self._split is None or self._split[0] is not every or not self._split[1].ready():
+            fast = native is not None and self._ranks is None
+            chosen = [fast and readable(w.parameter) for w in every]
+            together = Together([w for w, fits in zip(every, chosen, strict=True) if fits], self._site)
+            self._split = every, together, [w for w, fits in zip(every, chosen, strict=True) if not fits]
+            together.ready()
+        return self._split[1:]
 
     def versions(self) -> list[tuple[Tensor, int]]:
         """The parameters, and how often each was changed in place."""
-        return [(parameter, version(parameter)) for _, _, parameter in self.named()]
+        return [(w.parameter, version(w.parameter)) for w in self._list.now()]
 
     def gradients_gone(self) -> bool:
         """Whether no parameter has a gradient any more: they were thrown away."""
-        return all(parameter.grad is None for _, _, parameter in self.named()) and not keeps_gradients_back(self._model)
+        return all(w.parameter.grad is None for w in self._list.now()) and not keeps_gradients_back(self._model)
 
-    def read_weights(self, step: Step) -> None:
-        """The parameters as the forward used them, and a copy of what an optimizer may change."""
+    def reads_together(self, step: Step, parameter: Tensor) -> bool:
+        """Whether it is one of those that are read by one call."""
+        return self._parts(step)[0].holds(parameter)
+
+    def rest(self) -> None:
+        """No step is recorded for a while: hold no memory for copies."""
+        if self._split is not None:
+            self._split[1].forget_rooms()
+
+    # Weights
+
+    def read_weights(self, step: Step, *, keep: bool = True) -> None:
+        """The parameters as they are, and, to `keep`, a copy of what an optimizer may change."""
         if step.weights_read:
             return
         step.weights_read = True
-        for name, module, parameter in self.named():
-            if not self._in_parts and is_distributed(parameter):
+        together, others = self._parts(step)
+        keep = keep and step.before is None
+        alone: list[tuple[int, Tensor, Tensor]] = []
+        for watched in others:
+            if not self._in_parts and is_distributed(watched.parameter):
                 self._note_parts()
-            site = self._site("weight", name, module, parameter)
-            if site is not None and (rows := step.arena.observe(parameter)) is not None:
-                rows.own = self._owns(parameter)
-                step.weights.append((site, rows))
-        if not self.at_step:
-            self.keep_before(step)
+            site = self._site(watched, "weight")
+            if site is not None and (row := step.arena.observe(watched.parameter)) is not None:
+                self._own(step.arena.others, row, watched.parameter)
+                step.weights.add(site, row)
+            if keep:
+                alone += self._copied(watched)
+        sites, rows, copies = together.read_weights(step.arena, copied=keep)
+        step.weights.extend(sites, rows)
+        if keep:
+            step.before = Before(alone, copies)
+
+    def keep_before(self, step: Step) -> None:
+        """Copy the trainable parameters, so that the update is known when the optimizer has changed them."""
+        if step.before is None:
+            together, others = self._parts(step)
+            alone = [entry for watched in others for entry in self._copied(watched)]
+            step.before = Before(alone, together.copies())
+
+    def _copied(self, watched: Watched) -> list[tuple[int, Tensor, Tensor]]:
+        parameter = watched.parameter
+        if not (parameter.requires_grad and parameter.is_leaf):
+            return []
+        site = self._site(watched, "update")
+        return [] if site is None else [(site, parameter, parameter.detach().clone())]
+
+    # Gradients
+
+    def read_gradients(self, step: Step, only: Container[int] | None = None, forward: Forward | None = None) -> None:
+        """The parameters' gradients as they are now, of all or of those whose id is given."""
+        if not step.forwards or not self._book.records("weight_grad"):
+            return
+        forward = forward or step.forwards[-1]
+        together, others = self._parts(step)
+        gradients = together.gradients(only)
+        for watched in [*_only(others, only), *gradients.others]:
+            self._read_gradient(forward, watched)
+        if gradients.places:
+            unit = 1.0 if step.unscaled_weight_grads or step.scale is None else float(step.scale)
+            sites, rows = together.read_gradients(forward.arena, gradients, unit)
+            forward.weight_grads.update(zip(sites, rows, strict=True))
+
+    def read_gradient(self, forward: Forward, name: str, parameter: Tensor) -> None:
+        """One parameter's gradient as it is now; what was read of it before in this forward is replaced."""
+        watched = self._list.named(name)
+        if watched is None or watched.parameter is not parameter:
+            watched = Watched(name, self._model, parameter)
+        self._read_gradient(forward, watched)
+
+    def _read_gradient(self, forward: Forward, watched: Watched) -> None:
+        gradient = watched.parameter.grad
+        if gradient is None:
+            return
+        if (reason := why_unreadable(gradient) or why_partial(gradient)) is not None:
+            self._unobserved.add(watched.name, _ITS_GRADIENT + reason)
+            return
+        site = self._site(watched, "weight_grad")
+        unit = None if forward.step.unscaled_weight_grads else forward.step.scale
+        if site is not None and (row := forward.arena.observe(gradient, unit=unit)) is not None:
+            self._own(forward.arena.others, row, gradient)
+            forward.weight_grads[site] = row
+
+    # A few entries of each gradient, to know a clipping by
+
+    def sample_before(self, step: Step, name: str, parameter: Tensor) -> None:
+        """A few entries of a gradient as the last backward left it."""
+        if not self._book.records("weight_grad"):
+            return
+        if (entries := sample(parameter.grad)) is not None:
+            step.clip.before[name] = entries
+            step.clip.rounding[name] = torch.finfo(entries.dtype).eps
+            step.clip.forget_after()  # of a backward before this one: a closure runs it inside the optimizer's step
+
+    def sample_all_before(self, step: Step, only: Container[int] | None = None) -> None:
+        """The same of all, or of those whose id is given."""
+        if not self._book.records("weight_grad"):
+            return
+        together, others = self._parts(step)
+        gradients = together.gradients(only)
+        for watched in [*_only(others, only), *gradients.others]:
+            self.sample_before(step, watched.name, watched.parameter)
+        if gradients.places:
+            clip = step.clip
+            clip.together_before = together.some_gradients(clip.together_before, gradients)
+            clip.together_rounding = together.rounding
+            clip.forget_after()
+
+    def sample_after(self, step: Step, only: Container[int]) -> None:
+        """The same entries as an optimizer finds them."""
+        if not step.clip.begun:
+            return
+        together, others = self._parts(step)
+        gradients = together.gradients(only)
+        for watched in [*_only(others, only), *gradients.others]:
+            if (entries := sample(watched.parameter.grad)) is not None:
+                step.clip.after[watched.name] = entries
+        if gradients.places:
+            step.clip.together_after = together.some_gradients(step.clip.together_after, gradients)
+
+    # Updates
+
+    def read_updates(self, step: Step) -> None:
+        """What the optimizer has added to each parameter since it was copied."""
+        before, step.before = step.before, None
+        if before is None:
+            return
+        one_by_one, copies = before.alone, before.copies
+        if copies is not None and not copies.of.ready():
+            one_by_one, copies = one_by_one + copies.one_by_one(), None
+        for site, parameter, value in one_by_one:
+            if parameter.shape == value.shape and (row := step.arena.observe(parameter, value)) is not None:
+                self._own(step.arena.others, row, parameter)
+                step.updates.add(site, row)
+        if copies is not None:
+            step.updates.extend(copies.sites, copies.of.read_updates(step.arena, copies))
+        before.forget()
+
+    def _own(self, others: set[int], row: int, tensor: Tensor) -> None:
+        """Note whether it is this rank that reports a row."""
+        if self._ranks is not None and self._ranks.owns(tensor):
+            others.discard(row)
+        elif self._ranks is not None:
+            others.add(row)
+
+    def _site(self, watched: Watched, signal: Signal) -> int | None:
+        return watched.site(signal, self._book, self._unobserved)
 
     def _note_parts(self) -> None:
         """The parameters were spread over ranks after the scope was made."""
@@ -79,76 +254,9 @@ class Parameters:
             stacklevel=2,
         )
 
-    def keep_before(self, step: Step) -> None:
-        """Copy the trainable parameters, so that the update is known when the optimizer has changed them."""
-        if step.before:
-            return
-        for name, module, parameter in self.named():
-            if parameter.requires_grad and parameter.is_leaf:
-                site = self._site("update", name, module, parameter)
-                if site is not None:
-                    step.before.append((site, parameter, parameter.detach().clone()))
 
-    def read_gradients(self, step: Step, only: Container[int] | None = None) -> None:
-        """The parameters' gradients as they are now, of all or of those whose id is given."""
-        if step.forwards:
-            for name, module, parameter in self.named():
-                if only is None or id(parameter) in only:
-                    self.read_gradient(step.forwards[-1], name, parameter, module)
-
-    def read_gradient(self, forward: Forward, name: str, parameter: Tensor, module: nn.Module | None = None) -> None:
-        """One parameter's gradient as it is now; what was read of it before in this forward is replaced."""
-        gradient = parameter.grad
-        if gradient is None:
-            return
-        if (reason := why_unreadable(gradient) or why_partial(gradient)) is not None:
-            self._unobserved.add(name, _ITS_GRADIENT + reason)
-            return
-        if not self._book.knows("weight_grad", name) and module is None:
-            module = next(owner for known, owner, _ in self.named() if known == name)
-        site = self._site("weight_grad", name, module or self._model, parameter)
-        step = forward.step
-        unit = None if step.unscaled_weight_grads else step.scale
-        if site is not None and (rows := forward.arena.observe(gradient, unit=unit)) is not None:
-            rows.own = self._owns(gradient)
-            forward.weight_grads[site] = rows
-
-    def sample_before(self, step: Step, name: str, parameter: Tensor) -> None:
-        """A few entries of a gradient as the last backward left it, to know a clipping by."""
-        if not self._book.records("weight_grad"):
-            return
-        if (entries := sample(parameter.grad)) is not None:
-            step.clip.before[name] = entries
-            step.clip.rounding[name] = torch.finfo(entries.dtype).eps
-            step.clip.after = {}  # of a backward before this one: a closure runs it inside the optimizer's step
-
-    def sample_after(self, step: Step, only: Container[int]) -> None:
-        """The same entries as an optimizer finds them."""
-        if not step.clip.before:
-            return
-        for name, _, parameter in self.named():
-            if id(parameter) in only and (entries := sample(parameter.grad)) is not None:
-                step.clip.after[name] = entries
-
-    def read_updates(self, step: Step) -> None:
-        """What the optimizer has added to each parameter since `keep_before`."""
-        for site, parameter, before in step.before:
-            if parameter.shape == before.shape and (rows := step.arena.observe(parameter, before)) is not None:
-                rows.own = self._owns(parameter)
-                step.updates.append((site, rows))
-        step.before = []
-
-    def _owns(self, tensor: Tensor) -> bool:
-        return self._ranks is None or self._ranks.owns(tensor)
-
-    def _site(self, signal: str, name: str, module: nn.Module, parameter: Tensor) -> int | None:
-        reason = why_unreadable(parameter)
-        if reason is None and not parameter.is_floating_point():
-            reason = f"of dtype {str(parameter.dtype).removeprefix('torch.')}"
-        if reason is not None:
-            self._unobserved.add(name, reason)
-            return None
-        return self._book.parameter(signal, name, module, parameter)  # type: ignore[arg-type]
+def _only(watched: Iterable[Watched], ids: Container[int] | None) -> list[Watched]:
+    return [w for w in watched if ids is None or id(w.parameter) in ids]
 
 
 _ITS_GRADIENT = "its gradient is "

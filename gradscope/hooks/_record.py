@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.hooks._clipping import total_norm
-from gradscope.hooks._moments import Arena, Rows
+from gradscope.hooks._moments import Arena
 from gradscope.hooks._step import Step
-from gradscope.recording import HISTOGRAM_EDGES, Moments, Signal, StepRecord
+from gradscope.recording import Moments, Signal, StepRecord
+from gradscope.recording._moments import COLUMNS
 
-Pairs = list[tuple[int, Rows]]
+Pairs = list[tuple[int, int]]
+"""Sites, and the numbers of their rows; of a site there may be several."""
 
 
 class Merger(Protocol):
@@ -53,10 +54,10 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
     for signal, pairs in signals.items():
         if not pairs:
             continue
-        ids, merged, own[signal] = _by_site(step.arena, pairs)
+        ids, merged, counts, own[signal] = _by_site(step.arena, pairs)
         moments[signal] = (ids, _divide(merged, divisors.get(signal, 1.0)))
-        if step.arena.histograms:
-            histograms[signal] = _histograms(ids, pairs)
+        if counts is not None:
+            histograms[signal] = (ids, counts)
     record = StepRecord(step=step.number, skipped=step.skipped, moments=moments, histograms=histograms)
     if ranks is not None:
         record = ranks.merged(record, own)
@@ -70,15 +71,15 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
 
 def _pairs(step: Step) -> dict[Signal, Pairs]:
     forwards = step.counted_forwards()
-    weight_grads: dict[int, Rows] = {}
+    weight_grads: dict[int, int] = {}
     for forward in forwards:  # a gradient accumulates: what the last backward left is the gradient
         weight_grads.update(forward.weight_grads)
     return {
         "activation": [pair for f in forwards for pair in f.activations],
         "activation_grad": [pair for f in forwards for pair in f.gradients.items()],
-        "weight": step.weights,
+        "weight": list(step.weights),
         "weight_grad": list(weight_grads.items()),
-        "update": step.updates,
+        "update": list(step.updates),
     }
 
 
@@ -96,23 +97,36 @@ def _norms(step: Step, record: StepRecord, scale: float) -> dict[str, float]:
     return {"grad_norm": before, "grad_norm_clipped": before * coefficient, "clip_coefficient": coefficient}
 
 
-def _by_site(arena: Arena, pairs: Iterable[tuple[int, Rows]]) -> tuple[NDArray[np.int64], Moments, NDArray[np.bool_]]:
-    joined: dict[int, Rows] = {}
-    for site, rows in pairs:
-        joined[site] = rows if site not in joined else joined[site] + rows
-    own = np.array([rows.own for rows in joined.values()], dtype=bool)
-    return np.array(list(joined), dtype=np.int64), arena.read(list(joined.values())), own
-
-
-def _histograms(
-    ids: NDArray[np.int64], pairs: Iterable[tuple[int, Rows]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    counts: Mapping[int, list[Tensor]] = {int(i): [] for i in ids}
-    for site, rows in pairs:
-        counts[site].extend(rows.histogram)
-    empty = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device="cpu")
-    table = [torch.stack(parts).sum(0) if parts else empty for parts in counts.values()]
-    return ids, torch.stack([row.long() for row in table]).numpy()
+def _by_site(
+    arena: Arena, pairs: Pairs
+) -> tuple[NDArray[np.int64], Moments, NDArray[np.int64] | None, NDArray[np.bool_]]:
+    """Site ids, moments and histograms, the rows of one site merged; and which of them this rank reports."""
+    host, others = arena.host, arena.others
+    rounds: list[dict[int, int]] = []  # the first row of each site, then the second, …
+    for site, row in pairs:
+        for taken in rounds:
+            if site not in taken:
+                taken[site] = row
+                break
+        else:
+            rounds.append({site: row})
+    first, *further = rounds
+    moments = host.moments(first.values())
+    counts = host.histograms(first.values()) if arena.histograms else None
+    place = {site: i for i, site in enumerate(first)}
+    for more in further:  # their sites are among the first
+        at = np.array([place[site] for site in more], dtype=np.int64)
+        both = Moments.merge(moments.take(at), host.moments(more.values()))
+        for name in COLUMNS:
+            getattr(moments, name)[at] = getattr(both, name)
+        if counts is not None:
+            counts[at] += host.histograms(more.values())
+    ids = np.fromiter(first, dtype=np.int64, count=len(first))
+    own = np.ones(len(ids), dtype=bool)
+    if others:
+        for site, row in pairs:
+            own[place[site]] &= row not in others
+    return ids, moments, counts, own
 
 
 def _divide(moments: Moments, divisor: float) -> Moments:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.hooks import _guard
 from gradscope.hooks._following import Consumers, following_activations
-from gradscope.hooks._guard import Hook, Listener, Removable, guarded_call
-from gradscope.hooks._moments import Rows
+from gradscope.hooks._guard import Hook, Listener, guarded_call, stop
 from gradscope.hooks._replay import Call
 from gradscope.hooks._sites import LINEAR_LIKE, SiteBook, call_name
 from gradscope.hooks._step import Forward, View
-from gradscope.hooks._tensors import own_base, why_unreadable
+from gradscope.hooks._tensors import floating_tensors, own_base, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
+from gradscope.hooks._watch import GradientWatch, put_on
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Signals:
         self._unobserved = unobserved
         self._reached = reached
         self._averaged_over = averaged_over
-        self._handles: list[Removable] = []
+        self._taken_off: list[Callable[[], object]] = []
         self._repeated_views: list[tuple[Forward, int]] = []
         self._hidden: set[int] = set()
         """Gradient sites of views whose gradient a change in place hides."""
@@ -71,14 +72,18 @@ class Signals:
     def hook(self, tensor: Tensor, function: Callable[..., None], *known: Any) -> Hook:
         """Have the function called with what is known and the tensor's gradient; the hook lives as its graph does."""
         hook = Hook(partial(_guarded, self._listener, function, *known))
-        self._handles.append(tensor.register_hook(hook))
+        self._taken_off.append(put_on(tensor, hook))
         return hook
+
+    def _watch(self, tensor: Tensor, forward: Forward, site: int) -> None:
+        """A hook on an output for its gradient."""
+        self._taken_off.append(put_on(tensor, GradientWatch(forward, site, self._gradient_arrived)))
 
     def take_off_hooks(self) -> None:
         """From the tensors of a step: some outlive it, and would keep alive what the hooks know."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for take_off in self._taken_off:
+            take_off()
+        self._taken_off = []
 
     def end_step(self) -> None:
         """No gradient of the step's tensors is waited for any more."""
@@ -99,9 +104,13 @@ class Signals:
         site = self._book.call("activation_grad", *output.where)
         if site is None:
             return
-        self.hook(tensor, self._on_gradient, forward, site)
+        self.watch_gradient(forward, site, output.inputs, tensor)
+
+    def watch_gradient(self, forward: Forward, site: int, inputs: Any, tensor: Tensor) -> None:
+        """A hook for the gradient of a tensor that a module has made of these inputs."""
+        self._watch(tensor, forward, site)
         if tensor._is_view() and tensor._base is not None:
-            base = own_base(tensor, output.inputs)
+            base = own_base(tensor, tuple(floating_tensors(inputs)))
             if base is not None and site not in self._hidden:
                 # Changed in place later, a view's own hook never fires; its base's does.
                 self.hook(base, self._on_base_gradient, forward, site)
@@ -116,19 +125,20 @@ class Signals:
             self._unobserved.add(name, f"its output is {reason}")
             return False
         site = book.call("activation", *output.where)
-        if site is not None and (rows := forward.arena.observe(output.tensor)) is not None:
-            forward.activations.append((site, rows))
-            if rows.some_not_finite() is not False:
-                self._look_at_inputs(forward, site, output, rows.some_not_finite() is True)
+        if site is not None and (row := forward.arena.observe(output.tensor)) is not None:
+            forward.activations.add(site, row)
+            bad = forward.arena.nonfinite_here(row)
+            if bad is not False:
+                self.look_at_inputs(forward, site, output, certain=bad is True)
         return True
 
-    def _look_at_inputs(self, forward: Forward, site: int, output: Output, certain: bool) -> None:
+    def look_at_inputs(self, forward: Forward, site: int, output: Output, *, certain: bool) -> None:
         """Of a call whose output is not finite: was what it was given, and what it has?
 
         On a device it is not certain that the output is not finite. There everything is read only where each step is
         watched, and otherwise only what costs nothing: that an earlier site has the input.
         """
-        rows, unknown = Rows(), list[Tensor]()
+        rows, unknown = list[int](), list[Tensor]()
         if not self._book.has_all("weight"):
             unknown += output.module.parameters(recurse=False)
         for tensor in output.inputs:
@@ -139,7 +149,8 @@ class Signals:
             return
         for tensor in unknown:
             if why_unreadable(tensor) is None and tensor.is_floating_point():
-                rows += forward.arena.observe(tensor) or Rows()
+                row = forward.arena.observe(tensor)
+                rows += [] if row is None else [row]
         forward.input_rows.setdefault(site, rows)
 
     def read_again(self, call: Call, output: Output) -> None:
@@ -148,7 +159,7 @@ class Signals:
         site = self._book.call("activation_grad", *output.where)
         if site is None:
             return
-        self.hook(tensor, self._on_gradient, call.forward, site)
+        self._watch(tensor, call.forward, site)
         if tensor._is_view():
             self._repeated_views.append((call.forward, site))
             # Here no graph tells whether the module uses the base itself: of these it is known.
@@ -175,6 +186,34 @@ class Signals:
 
     # Backward
 
+    def _gradient_arrived(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
+        """The short way where nothing is unusual, else the long one."""
+        if (
+            type(gradient) is not Tensor
+            or site in forward.gradients
+            or forward.step.done
+            or self._listener.detached
+            or torch.is_grad_enabled()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or _guard.only_one_listens()
+        ):
+            guarded_call(self._listener, partial(self._on_gradient, forward, site, gradient))
+            return
+        try:
+            self._reached(forward)
+            row = forward.arena.observe_as_it_lies(gradient) if self._plain(forward) else None
+            if row is None:
+                self._on_gradient(forward, site, gradient)
+            else:
+                forward.gradients[site] = row
+        except Exception as error:
+            stop(self._listener, error)
+
+    def _plain(self, forward: Forward) -> bool:
+        """Whether histograms, if any, are of the entries as they are."""
+        return not forward.arena.histograms or self._unit(forward) is None
+
     def _on_gradient(self, forward: Forward, site: int, gradient: Tensor | None) -> None:
         if forward.step.done or gradient is None:  # None: of a module's outputs this one was not used
             return
@@ -186,15 +225,15 @@ class Signals:
             return
         if (again and torch.is_grad_enabled()) or why_unreadable(gradient) is not None:
             return
-        rows = forward.arena.observe(gradient, unit=self._unit(forward))
-        if rows is None:
+        row = forward.arena.observe(gradient, unit=self._unit(forward))
+        if row is None:
             return
         if again:  # a gradient penalty's pass came first; this is the one that leaves gradients
             del forward.gradients[site]
             forward.provisional.discard(site)
         elif torch.is_grad_enabled():
             forward.provisional.add(site)
-        forward.gradients[site] = rows
+        forward.gradients[site] = row
 
     def _unit(self, forward: Forward) -> Tensor | float | None:
         """What a gradient is to be divided by."""

@@ -216,6 +216,10 @@ class SiteBook:
         number = self._ids.get((signal, name))
         return None if number is None else self._sites[number]
 
+    def number(self, signal: Signal, name: str) -> int | None:
+        """Id of the site of a name, None where it is left out, or was never met."""
+        return self._ids.get((signal, name))
+
     def has_all(self, signal: Signal) -> bool:
         """Whether every site of a signal is taken."""
         return self._chosen is None and signal in self._signals

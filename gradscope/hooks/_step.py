@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from gradscope.hooks._parameters import Before
+
 from gradscope.hooks._clipping import ClipSamples
-from gradscope.hooks._moments import Arena, Rows
+from gradscope.hooks._moments import Arena
 from gradscope.hooks._transfer import sent
+
+
+class Readings:
+    """What was read of one signal: sites, and the number of each one's row."""
+
+    __slots__ = ("rows", "sites")
+
+    def __init__(self) -> None:
+        self.sites: list[int] = []
+        self.rows: list[int] = []
+
+    def add(self, site: int, row: int) -> None:
+        """One more."""
+        self.sites.append(site)
+        self.rows.append(row)
+
+    def extend(self, sites: Iterable[int], rows: Iterable[int]) -> None:
+        """Many more."""
+        self.sites.extend(sites)
+        self.rows.extend(rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.sites, self.rows, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.sites)
 
 
 @dataclass
@@ -26,11 +55,11 @@ class Step:
     watched: bool = False
     """Its moments are taken also where it is not due."""
     forwards: list[Forward] = field(default_factory=list)
-    weights: list[tuple[int, Rows]] = field(default_factory=list)
+    weights: Readings = field(default_factory=Readings)
     weights_read: bool = False
-    updates: list[tuple[int, Rows]] = field(default_factory=list)
-    before: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    """Update site, parameter, and its value before the optimizer's step."""
+    updates: Readings = field(default_factory=Readings)
+    before: Before | None = None
+    """The parameters before the optimizer's step."""
     clip: ClipSamples = field(default_factory=ClipSamples)
     notes: dict[str, Any] = field(default_factory=dict)
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
@@ -45,6 +74,8 @@ class Step:
     stepped: bool = False
     """An optimizer that holds parameters of the model has run."""
     skipped: bool = False
+    serial: int = field(default_factory=count().__next__)
+    """No other step of this process has it; a number may be given a second time, where a pass was let go."""
 
     @property
     def observed(self) -> bool:
@@ -56,15 +87,11 @@ class Step:
         self.gather()
         notes = {name: value for name, value in self.notes.items() if isinstance(value, Tensor)}
         before, after = self.clip.before, self.clip.after
-        rows = [r for r in self._all_rows() if r.histogram]
-        counts = [torch.stack(r.histogram).sum(0) for r in rows]
         scale = [self.scale] if isinstance(self.scale, Tensor) else []
-        host = iter(sent([*notes.values(), *before.values(), *after.values(), *counts, *scale]))
+        host = iter(sent([*notes.values(), *before.values(), *after.values(), *scale]))
         self.notes |= {name: next(host) for name in notes}
         self.clip.before = {name: next(host) for name in before}
         self.clip.after = {name: next(host) for name in after}
-        for row in rows:
-            row.histogram = [next(host)]
         if scale:
             self.scale = next(host)
         self.arena.send()
@@ -73,13 +100,6 @@ class Step:
         """Take over the rows of its forward passes, to send or to look at."""
         for forward in self.forwards:
             self.arena.absorb(forward.arena)
-
-    def _all_rows(self) -> Iterator[Rows]:
-        for forward in self.forwards:
-            yield from (rows for _, rows in forward.activations)
-            yield from forward.gradients.values()
-            yield from forward.weight_grads.values()
-        yield from (rows for _, rows in (*self.weights, *self.updates))
 
     def counted_forwards(self) -> list[Forward]:
         """The forward passes that count: those that a backward followed, where any did."""
@@ -104,13 +124,13 @@ class Forward:
         """It has ended with an error, or an interrupt."""
         self.batch: Any = None
         """The model's inputs, where they may have to be dumped."""
-        self.activations: list[tuple[int, Rows]] = []
-        self.gradients: dict[int, Rows] = {}
+        self.activations = Readings()
+        self.gradients: dict[int, int] = {}
         """In the order in which the backward reached the sites."""
         self.provisional: set[int] = set()
         """Gradient sites that only a backward with `create_graph` has reached."""
-        self.weight_grads: dict[int, Rows] = {}
-        self.input_rows: dict[int, Rows] = {}
+        self.weight_grads: dict[int, int] = {}
+        self.input_rows: dict[int, list[int]] = {}
         """Activation site -> rows of the module's inputs, where no site has them and its output is not finite."""
         self.backward = False
         self.layer_nodes: dict[tuple[str, int], Any] = {}

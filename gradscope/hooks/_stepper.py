@@ -18,12 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gradscope.hooks._moments import Arena, Block
+from gradscope.hooks._blocks import Pool
+from gradscope.hooks._lattice import Lattice
+from gradscope.hooks._moments import Arena
 from gradscope.hooks._optimizers import held_by, optimizer_running, unscales_itself
 from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters
+from gradscope.hooks._schedule import Schedule
 from gradscope.hooks._step import Forward, Step, joined, version
 from gradscope.hooks._tensors import is_replaying
+
+SampleMode = Literal["exact", "sample"]
 
 Mode = Literal["unknown", "each forward", "scope.step()", "optimizer"]
 
@@ -46,23 +51,27 @@ class Stepper:
         outlet: Outlet,
         parameters: Parameters,
         *,
-        every: int | None,
-        histograms: bool,
+        schedule: Schedule,
+        mode: SampleMode,
+        histograms: bool | Literal["sample"],
         optimizers: int,
         scaler: Any,
         watch: bool,
     ) -> None:
         self.after_last_write: Callable[[], None] = lambda: None
+        self.after_end: Callable[[], None] = lambda: None
+        """A step has ended, and the next may begin."""
         self.in_step = True
         """Whether steps may be written between two forward passes: ranks write together, where all of them are."""
         self._parameters = parameters
         self._outlet = outlet
-        self._every = every
-        self._histograms = histograms
+        self._schedule = schedule
+        self._sample_moments = mode == "sample"
+        self._sample_histograms = mode == "sample" or histograms == "sample"
         self._optimizers = optimizers
         self._scaler = scaler
         self._watch = watch
-        self._pool: dict[torch.device, list[Block]] = {}
+        self._pool = Pool(bool(histograms))
         self._number = 0
         self._open: Step | None = None
         self._early_notes: dict[str, Any] = {}
@@ -86,14 +95,22 @@ class Stepper:
 
     def due(self, number: int) -> bool:
         """Whether the step of this number is recorded."""
-        if self._every is None:
-            return number < 100 or number % 10 == 0
-        return number % self._every == 0
+        return self._schedule.due(number)
 
     @property
     def began(self) -> bool:
         """Whether any forward has begun since the scope was made."""
         return self.made > 0 or self._open is not None
+
+    @property
+    def inside_optimizer(self) -> bool:
+        """A forward now belongs to a closure, which an optimizer calls."""
+        return self._inside_optimizer
+
+    @property
+    def tells_when_steps_end(self) -> bool:
+        """An optimizer's hook, or the user, says so, and not only the next forward."""
+        return self._mode in ("optimizer", "scope.step()") or self._optimizer_seen
 
     def open_step(self) -> Step | None:
         """The step in progress."""
@@ -102,6 +119,11 @@ class Stepper:
     def observes_next(self) -> bool:
         """Whether a forward that began now would be observed."""
         return self._open.observed if self._open is not None else self._watch or self.due(self.number)
+
+    def observes_soon(self) -> bool:
+        """Whether the step in progress is observed, or the one after it."""
+        begun = self._open is not None
+        return self._watch or (begun and self.observes_next()) or self.due(self.number + begun)
 
     def begin_forward(self, root: bool) -> Forward:
         """A forward pass of a training step starts: close and write what came before, where that is due."""
@@ -119,9 +141,13 @@ class Stepper:
 
     def new_arena(self) -> Arena:
         """Rows for a step."""
-        return Arena(self._pool, self._histograms)
+        lattice = Lattice(self.number)
+        return Arena(
+            self._pool, lattice if self._sample_moments else None, lattice if self._sample_histograms else None
+        )
 
     def _new_step(self) -> Step:
+        self._schedule.began(self.number)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
         step = Step(self.number, self.due(self.number) or bool(self._closed), self.new_arena(), self._watch)
         step.notes, self._early_notes = self._early_notes, {}
@@ -129,7 +155,7 @@ class Stepper:
         if self._mode == "unknown":
             step.versions = self._parameters.versions()
         if self._closed:  # nothing has changed since: the copy serves again
-            step.before, self._closed[-1].before = self._closed[-1].before, []
+            step.before, self._closed[-1].before = self._closed[-1].before, None
         return step
 
     def _let_go(self, step: Step) -> None:
@@ -184,7 +210,7 @@ class Stepper:
         """Whether an optimizer has run since the step's forward."""
         if step.stepped or any(version(parameter) != known for parameter, known in step.versions):
             return True
-        return any(not torch.equal(parameter, before) for _, parameter, before in step.before)
+        return step.before is not None and step.before.changed()
 
     def close_step(self) -> None:
         """No forward or backward of this step will follow."""
@@ -203,6 +229,7 @@ class Stepper:
         if len(self._closed) > 1:
             self._closed = [joined(self._closed)]
         self.write_what_is_sure()
+        self.after_end()
 
     def note(self, facts: dict[str, Any]) -> None:
         """Facts of the step of the latest forward pass, or, where that is written already, of the next."""
@@ -240,6 +267,7 @@ class Stepper:
                 self._parameters.read_updates(step)
         self.close_step()
         self._outlet.meet()
+        self.after_end()
 
     def _read_as_found(self, step: Step, optimizer: torch.optim.Optimizer, *, all_of_them: bool) -> None:
         """The gradients as they are for the optimizer: its own, or all of them."""
@@ -278,9 +306,10 @@ class Stepper:
         step = self._open or (self._closed[-1] if self._closed else None)
         if step is not None:
             step.stepped = True
-            if step.observed and step.clip.before and not step.clip.after:  # a closure has computed the gradients
+            if step.observed and step.clip.begun and not step.clip.ended:  # a closure has computed the gradients
                 self._parameters.sample_after(step, parameters)
         self._outlet.meet()
+        self.after_end()
 
     # Writing
 
@@ -296,12 +325,15 @@ class Stepper:
             step.due = self.due(step.number)
             step.skipped = step.skipped or (step.observed and not step.stepped and self._scale_fell(step))
             if step.observed:
+                self._parameters.read_weights(step, keep=False)  # where no optimizer has come to it
                 self._parameters.read_updates(step)
                 self._outlet.put(step, meets_later=self._optimizers > 0 or self._optimizer_seen)
             else:
                 step.arena.release()
             step.done = True
-            step.before = []
+            if step.before is not None:
+                step.before.forget()
+                step.before = None
             if not self._closed:
                 self.after_last_write()
                 self._outlet.set_fact("closed_by", _CLOSED_BY[self._mode])

@@ -1,0 +1,106 @@
+"""Which steps are recorded: each n-th, many at first and fewer later, or as many as a budget of time allows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from statistics import median
+from typing import Literal, Protocol
+
+FIRST = 20
+"""Steps that a budget always allows."""
+
+_ALONE = 10
+"""Steps after those that are left alone, to know what one costs."""
+_WARM = 3
+"""First steps whose durations say little: sites are met, memory is taken."""
+_LATEST = 31
+"""Durations of each kind that count."""
+_LONGEST = 10_000
+
+
+class Schedule(Protocol):
+    """Says which steps are due."""
+
+    def due(self, number: int) -> bool:
+        """Whether the step of this number is recorded."""
+
+    def began(self, number: int) -> None:
+        """The step of this number begins now."""
+
+
+class Each:
+    """Each n-th step; without n each of the first 100, then each tenth."""
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+
+    def due(self, number: int) -> bool:
+        """Whether the step of this number is recorded."""
+        if self._every is None:
+            return number < 100 or number % 10 == 0
+        return number % self._every == 0
+
+    def began(self, number: int) -> None:
+        """It makes no difference when."""
+
+
+class Budget:
+    """As often as recording keeps to its share of the time: the first 20 steps, then each k-th.
+
+    What a recorded step costs is the difference of the medians of the latest steps with and without; k is the smallest
+    number for which that, with two standard errors, is at most the budget. At least every other step is left alone: it
+    tells what a step costs without us.
+
+    Args:
+        budget: the share of the training time, in (0, 1].
+        clock: in seconds.
+    """
+
+    def __init__(self, budget: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._next = FIRST + _ALONE
+        self._taken: deque[int] = deque(maxlen=64)
+        self._latest: tuple[int, float] | None = None
+        self._with: deque[float] = deque(maxlen=_LATEST)
+        self._without: deque[float] = deque(maxlen=_LATEST)
+
+    def due(self, number: int) -> bool:
+        """Whether the step of this number is recorded."""
+        return number < FIRST or number >= self._next or number in self._taken
+
+    def began(self, number: int) -> None:
+        """The step of this number begins now, so the one before has ended, and been written."""
+        now = self._clock()
+        if self._latest is not None and self._latest[0] >= _WARM:
+            before, began = self._latest
+            (self._with if self.due(before) else self._without).append(now - began)
+        self._latest = number, now
+        if number >= self._next:
+            self._taken.append(number)
+            self._next = number + self.interval()
+
+    def interval(self) -> int:
+        """Every how many steps one may be recorded, by what has been measured so far."""
+        if not self._with or not self._without:
+            return _ALONE
+        alone = median(self._without)
+        cost = median(self._with) - alone + 2 * math.hypot(_error(self._with), _error(self._without))
+        if alone <= 0 or cost <= 0:
+            return 2
+        return min(max(math.ceil(cost / (self._budget * alone) - 1e-6), 2), _LONGEST)
+
+
+def schedule(every: int | Literal["auto"] | None, budget: float) -> Schedule:
+    """That of the arguments of `GradScope`."""
+    return Budget(budget) if every == "auto" else Each(every)
+
+
+def _error(durations: Collection[float]) -> float:
+    """Standard error of their median, from their median absolute deviation (normal noise)."""
+    middle = median(durations)
+    deviation = 1.4826 * median(abs(d - middle) for d in durations)
+    return 1.2533 * deviation / math.sqrt(len(durations))

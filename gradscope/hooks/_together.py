@@ -1,0 +1,213 @@
+"""The parameters that our kernel reads as they lie, all by one call: values, gradients, updates, a few entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradscope.hooks._batch import Batch, some_entries
+from gradscope.hooks._clipping import Few
+from gradscope.hooks._moments import Arena, Ints
+from gradscope.hooks._parameter_list import Watched
+from gradscope.recording import Signal
+
+_ALIGNED = 64
+"""Bytes."""
+_UNKNOWN = -1
+
+SiteOf = Callable[[Watched, Signal], int | None]
+
+
+class Together:
+    """Parameters that are read together.
+
+    Args:
+        watched: each `readable`.
+        site_of: tells the site of a signal of one of them, None where it is not observed.
+    """
+
+    def __init__(self, watched: Sequence[Watched], site_of: SiteOf) -> None:
+        self.watched = watched
+        self.parameters = [w.parameter for w in watched]
+        self._batch = Batch(self.parameters)
+        self._site_of = site_of
+        self._sites: dict[Signal, list[int | None]] = {}
+        self._trainable: list[bool] = []
+        self._addresses: list[int] = []
+        self._rooms: list[Room] = []
+        self.rounding = np.array([torch.finfo(parameter.dtype).eps for parameter in self.parameters])
+        self._ids = {id(parameter) for parameter in self.parameters}
+
+    def ready(self) -> bool:
+        """Whether they still are what they were; `parameter.data = …` makes it another tensor."""
+        if [parameter.numel() for parameter in self.parameters] != self._batch.entries:
+            return False
+        now = [parameter.data_ptr() for parameter in self.parameters]
+        if now != self._addresses:
+            if not all(self._batch.fits(i, parameter) for i, parameter in enumerate(self.parameters)):
+                return False
+            self._addresses = now
+        return True
+
+    def holds(self, parameter: Tensor) -> bool:
+        """Whether it is one of them."""
+        return id(parameter) in self._ids
+
+    def sites(self, signal: Signal, places: Sequence[int]) -> list[int | None]:
+        """The sites of a signal of those at these places."""
+        trainable = [parameter.requires_grad for parameter in self.parameters]
+        if trainable != self._trainable:
+            self._sites, self._trainable = {}, trainable
+        known = self._sites.setdefault(signal, [_UNKNOWN] * len(self.watched))
+        for i in places:
+            if known[i] == _UNKNOWN:
+                known[i] = self._site_of(self.watched[i], signal)
+        return [known[i] for i in places]
+
+    def read_weights(self, arena: Arena, *, copied: bool) -> tuple[list[int], list[int], Copies | None]:
+        """Weight sites and rows; and, where wanted, copies of what an optimizer may change, made on the way."""
+        every = range(len(self.watched))
+        copies = self._copies() if copied else None
+        sites = self.sites("weight", every)
+        wanted = set() if copies is None else set(copies.places)
+        read = [i for i in every if sites[i] is not None or i in wanted]
+        if not read:
+            return [], [], copies
+        to = None if copies is None else copies.to
+        rows = self._batch.reduce(arena, [self._addresses[i] for i in read], only=read, copies=to).tolist()
+        taken = [(sites[i], row) for i, row in zip(read, rows, strict=True)]
+        return *_known(taken), copies
+
+    def copies(self) -> Copies | None:
+        """Copies of what an optimizer may change."""
+        copies = self._copies()
+        if copies is not None:
+            with torch.no_grad():
+                for i in copies.places:
+                    copies.room.tensors[i].copy_(self.parameters[i])
+        return copies
+
+    def _copies(self) -> Copies | None:
+        trained = [i for i, p in enumerate(self.parameters) if p.requires_grad and p.is_leaf]
+        sites = self.sites("update", trained)
+        places = [i for i, site in zip(trained, sites, strict=True) if site is not None]
+        if not places:
+            return None
+        room = next((room for room in self._rooms if not room.taken), None)
+        if room is None:
+            room = Room(self.parameters)
+            self._rooms.append(room)
+        room.taken = True
+        return Copies(self, room, places, [site for site in sites if site is not None])
+
+    def forget_rooms(self) -> None:
+        """Let go of the memory for copies, where no step is recorded soon."""
+        self._rooms = [room for room in self._rooms if room.taken]
+
+    def read_updates(self, arena: Arena, copies: Copies) -> list[int]:
+        """Rows of what was added to each of those that were copied."""
+        used = [self._addresses[i] for i in copies.places]
+        rows: list[int] = self._batch.reduce(arena, used, only=copies.places, minus=copies.room.addresses).tolist()
+        return rows
+
+    def gradients(self, only: Container[int] | None) -> Gradients:
+        """Those of all parameters, or of those whose id is given."""
+        found = Gradients()
+        for i, parameter in enumerate(self.parameters):
+            gradient = parameter.grad
+            if gradient is None or (only is not None and id(parameter) not in only):
+                continue
+            # torch sees to it that device and size are those of the parameter.
+            if (
+                type(gradient) is Tensor
+                and gradient.dtype is parameter.dtype
+                and gradient.layout is torch.strided
+                and gradient.is_contiguous()
+                and not gradient.is_neg()
+            ):
+                found.places.append(i)
+                found.addresses.append(gradient.data_ptr())
+            else:
+                found.others.append(self.watched[i])
+        return found
+
+    def read_gradients(self, arena: Arena, gradients: Gradients, unit: float) -> tuple[list[int], list[int]]:
+        """Gradient sites and rows."""
+        sites = self.sites("weight_grad", gradients.places)
+        rows = self._batch.reduce(arena, gradients.addresses, only=gradients.places, unit=unit).tolist()
+        return _known(list(zip(sites, rows, strict=True)))
+
+    def some_gradients(self, few: Few | None, gradients: Gradients) -> Few:
+        """Up to eight entries of each gradient, beside those that were read before."""
+        entries, codes, places = self._batch.entries, self._batch.codes, gradients.places
+        if few is None or few.of is not self:
+            few = Few(self, len(self.watched))
+        few.put(places, some_entries(gradients.addresses, [entries[i] for i in places], [codes[i] for i in places]))
+        return few
+
+
+@dataclass
+class Gradients:
+    """Gradients of some parameters: places and addresses of those that our kernel reads as they lie; and the others."""
+
+    places: list[int] = field(default_factory=list)
+    addresses: list[int] = field(default_factory=list)
+    others: list[Watched] = field(default_factory=list)
+
+
+class Copies:
+    """Copies of some of the parameters that are read together.
+
+    Attributes:
+        of: the parameters.
+        room: where the copies lie.
+        places: which of the parameters were copied.
+        sites: of their updates.
+    """
+
+    def __init__(self, of: Together, room: Room, places: list[int], sites: list[int]) -> None:
+        self.of, self.room, self.places, self.sites = of, room, places, sites
+
+    @property
+    def to(self) -> Ints:
+        """Address of each parameter's copy, 0 where there is none."""
+        addresses = np.zeros_like(self.room.addresses)
+        addresses[self.places] = self.room.addresses[self.places]
+        return addresses
+
+    def one_by_one(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Update site, parameter and copy of each."""
+        tensors, parameters = self.room.tensors, self.of.parameters
+        return [(site, parameters[i], tensors[i]) for site, i in zip(self.sites, self.places, strict=True)]
+
+
+class Room:
+    """Memory for copies of some tensors; a step that is recorded uses that of an earlier one.
+
+    Attributes:
+        tensors: the copies.
+        addresses: of each.
+        taken: they are in use.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        sizes = [tensor.numel() * tensor.element_size() for tensor in like]
+        starts = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)], dtype=np.int64)
+        with torch.inference_mode(False):
+            memory = torch.empty(int(starts[-1]), dtype=torch.uint8, device="cpu")
+            self.tensors = [
+                memory[start : start + size].view(tensor.dtype).view(tensor.shape)
+                for tensor, start, size in zip(like, starts[:-1].tolist(), sizes, strict=True)
+            ]
+        self.addresses: Ints = starts[:-1] + memory.data_ptr()
+        self.taken = False
+
+
+def _known(pairs: Sequence[tuple[int | None, int]]) -> tuple[list[int], list[int]]:
+    """Without those that have no site."""
+    known = [(site, row) for site, row in pairs if site is not None]
+    return [site for site, _ in known], [row for _, row in known]

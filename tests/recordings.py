@@ -54,5 +54,7 @@ def assert_same(a: Recording, b: Recording, stats: tuple[str, ...] = ("mean", "s
     np.testing.assert_array_equal(a.skipped, b.skipped)
     np.testing.assert_array_equal(a.notes("loss"), b.notes("loss"))
     for signal in SIGNALS:
+        np.testing.assert_array_equal(a.recorded(signal), b.recorded(signal))
+        np.testing.assert_array_equal(a.nonfinite(signal), b.nonfinite(signal))
         for stat in stats:
             np.testing.assert_array_equal(a.values(signal, stat), b.values(signal, stat))

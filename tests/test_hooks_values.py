@@ -17,6 +17,7 @@ from gradscope import GradScope
 from gradscope.hooks import _kernel as kernel
 from gradscope.hooks import _moments as moments
 from gradscope.hooks._blocks import Pool
+from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._moments import Arena
 from gradscope.recording import STATISTICS, Moments, Recording
 from tests.cases import CASES, Case, call, total
@@ -75,6 +76,9 @@ def _compare(recording: Recording, signal: str, expected: dict[str, Tensor], exa
         for name, tensor in expected.items():
             values = tensor.double().to_dense() if tensor.is_sparse else tensor.double()
             oracle = STATISTICS[stat].function(Moments.from_array(values.numpy()))[0]
+            if stat == "subnormal_fraction":  # by the dtype; torch's operations do not count them
+                subnormal = (values != 0) & (values.abs() < torch.finfo(tensor.dtype).tiny)
+                oracle = np.nan if kernel.native is None else subnormal.double().mean().item()
             assert close(row[column[name]], oracle), (signal, stat, name, row[column[name]], oracle)
 
 
@@ -146,6 +150,8 @@ def _moments(x: Tensor, minus: Tensor | None = None, way: str = "native") -> Mom
 
 def _agree(a: Moments, b: Moments, rel: float = 1e-5) -> None:
     for stat, statistic in STATISTICS.items():
+        if stat == "subnormal_fraction":  # the oracle is given float64 values, whose subnormals are others
+            continue
         measured, expected = statistic.function(a)[0], statistic.function(b)[0]
         # The mean of what cancels has the rounding of its largest entry.
         cancelled = stat == "mean" and abs(measured - expected) <= 1e-15 * float(b.max[0] - b.min[0])
@@ -222,6 +228,76 @@ def test_moments_of_any_float32_values_are_those_of_float64_numpy(entries: list[
         assert np.allclose(
             getattr(measured, name), getattr(expected, name), rtol=1e-6, atol=1e-13 * largest, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_subnormals_are_counted_by_the_dtype_or_said_not_to_be(dtype: torch.dtype, way: str) -> None:
+    tiny = torch.finfo(dtype).tiny
+    x = torch.tensor([0.0, -0.0, tiny, -tiny, 1.0, float("nan")] + 7 * [-tiny / 2], dtype=dtype)
+    fraction = STATISTICS["subnormal_fraction"].function(_moments(x, way=way))[0]
+    assert fraction == 7 / 13 if way == "native" else np.isnan(fraction)
+
+
+def _estimated(x: Tensor, minus: Tensor | None, step: int, way: str) -> Moments:
+    with patch.object(moments, "native", kernel.native if way == "native" else None):
+        arena = Arena(Pool(), Lattice(step))
+        row = arena.observe(x, minus)
+        arena.send()
+        assert row is not None
+        assert arena.sampled
+        return arena.host.moments([row])
+
+
+@pytest.mark.parametrize("way", ["native", "torch"])
+@pytest.mark.parametrize("size", [65_536, 65_531, 300_007])
+def test_a_sample_estimates_all_but_the_extremes_which_are_exact(size: int, way: str) -> None:
+    if way == "native" and kernel.native is None:
+        pytest.skip("the native kernel was not built here")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(size, generator=generator).relu() + 0.25 * torch.randn(size, generator=generator).sign()
+    x[torch.rand(size, generator=generator) < 0.25] = 0
+    minus = torch.randn(size, generator=generator)
+    for y in (None, minus):
+        expected = Moments.from_array((x if y is None else x.double() - y).numpy())
+        found = [_estimated(x, y, step, way) for step in range(40)]
+        for m in found:
+            assert (m.count, m.min, m.max) == (expected.count, expected.min, expected.max)
+        deviation = expected.std[0] / 4096**0.5  # of one estimate of the mean: the entries are independent
+        means = np.array([m.mean[0] for m in found])
+        assert np.abs(means - expected.mean[0]).max() < 5 * deviation
+        assert len(set(means)) > 10  # each step reads others
+        assert abs(np.mean([m.std[0] for m in found]) / expected.std[0] - 1) < 0.02
+        zeros = np.array([m.zeros[0] for m in found]) / size
+        share = expected.zeros[0] / size
+        assert np.abs(zeros - share).max() <= 5 * (share * (1 - share) / 4096) ** 0.5
+
+
+@pytest.mark.parametrize("way", ["native", "torch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_sample_misses_no_entry_that_is_not_finite(bad: float, way: str) -> None:
+    if way == "native" and kernel.native is None:
+        pytest.skip("the native kernel was not built here")
+    for place in range(0, 65_536, 997):
+        x = torch.ones(65_536)
+        x[place] = bad
+        found = _estimated(x, None, place, way)
+        assert found.nans[0] + found.infs[0] == 1
+
+
+def test_a_sampled_run_says_so_and_an_exact_one_does_not() -> None:
+    model, x = nn.Linear(256, 256), torch.randn(64, 256)
+    facts = []
+    for arguments in ({}, {"histograms": True}, {"histograms": "sample"}, {"mode": "sample"}):
+        with GradScope(model, every=1, **arguments) as scope:
+            scope(x).sum().backward()
+        facts.append(scope.recording.facts.get("sampled"))
+        if "histograms" in arguments:
+            counted = scope.recording.histogram("weight", "weight", 0)[1].sum()
+            assert counted == 65_536 if arguments["histograms"] is True else 3_000 < counted < 5_000
+    assert facts[:2] == [None, None]
+    assert facts[2] == {"entries": 4096, "of": ["histogram"]}
+    assert facts[3] == {"entries": 4096, "of": ["mean", "std", "zeros", "subnormals"]}
 
 
 def test_histograms_count_every_finite_entry_that_is_not_zero_by_its_power_of_two() -> None:

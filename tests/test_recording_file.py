@@ -21,11 +21,40 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradscope.recording import SIGNALS, GradScopeWarning, Moments, Recording, RecordingError, StepRecord
-from gradscope.recording._schema import SCHEMA
+from gradscope.recording import _loading as loading
+from gradscope.recording import _verifying as verifying
+from gradscope.recording._codec import encode
+from gradscope.recording._schema import SCHEMA, TABLES
 from tests.recordings import assert_same, fill, rms, site, tensors, written
 
 ROOT = Path(__file__).parent.parent
 reproducibly = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=["verified whole", "verified as it is read"])
+def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file as small ones are loaded, and as large ones are."""
+    if request.param == "verified as it is read":
+        monkeypatch.setattr(loading, "WHOLE_BYTES", 0)
+    return str(request.param)
+
+
+def read_all(path: Path) -> None:
+    """Load a recording and ask for everything in it."""
+    r = Recording.load(path)
+    for signal in SIGNALS:
+        r.values(signal, "rms")
+        for i in np.flatnonzero(r.recorded(signal)):
+            r.moments(signal, int(i))
+    for i in range(len(r.steps)):
+        r.notes_at(i)
+        if r._source.have("histograms", "activation")[i]:
+            r.histogram("activation", "layers.0", i)
+
+
+def verify_all(path: Path) -> None:
+    """Load a recording and verify it."""
+    Recording.load(path).verify()
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +69,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def survives(whole: bytes, tmp_path: Path) -> Callable[[bytes], bool]:
-    """Whether bytes load as the true recording; False where they are refused, and nothing else may happen."""
+def survives(whole: bytes, tmp_path: Path, regime: str) -> Callable[[bytes], bool]:
+    """Whether bytes load as the true recording; False where they are refused, and nothing else may happen.
+
+    A small file is refused when it is loaded, a large one then or when a row is read.
+    """
     path = tmp_path / "r.gscope"
     path.write_bytes(whole)
     truth = Recording.load(path)
     expected = {(s, stat): truth.values(s, stat) for s, stat in (("activation", "rms"), ("update", "count"))}
+    truth_of = [truth.values("weight", "mean", [i]) for i in range(2)]
 
     def check(data: bytes) -> bool:
         for side in tmp_path.iterdir():
@@ -55,16 +88,30 @@ def survives(whole: bytes, tmp_path: Path) -> Callable[[bytes], bool]:
             r = Recording.load(path)
         except RecordingError as e:
             return refuse(e)
-        # What has been loaded was verified as a whole: from here on only the truth will do.
-        for (signal, stat), values in expected.items():
-            np.testing.assert_array_equal(r.values(signal, stat), values)  # type: ignore[arg-type]
+        try:
+            r.verify()
+            sound = True
+        except RecordingError as e:
+            assert regime == "verified as it is read"
+            sound = refuse(e)
+        # What is known of it now is true, and what is read is, or is refused.
         assert r.sites == truth.sites
         assert r.facts == truth.facts
         np.testing.assert_array_equal(r.steps, truth.steps)
         np.testing.assert_array_equal(r.skipped, truth.skipped)
-        np.testing.assert_array_equal(r.notes("loss"), [1.0, 0.5])
-        np.testing.assert_array_equal(r.histogram("activation", "layers.0", 0)[1], np.arange(64))
-        return True
+        answers: list[tuple[Callable[[], object], object]] = [
+            (lambda s=s, stat=stat: r.values(s, stat), values) for (s, stat), values in expected.items()
+        ]
+        answers += [(lambda i=i: r.values("weight", "mean", [i]), truth_of[i]) for i in range(2)]
+        answers.append((lambda: r.notes("loss"), [1.0, 0.5]))
+        answers.append((lambda: r.histogram("activation", "layers.0", 0)[1], np.arange(64)))
+        for ask, answer in answers:
+            try:
+                np.testing.assert_array_equal(ask(), answer)
+            except RecordingError as e:
+                assert not sound
+                refuse(e)
+        return sound
 
     def refuse(e: RecordingError) -> bool:
         assert str(path) in str(e)
@@ -109,26 +156,39 @@ def test_overwritten_swapped_and_zeroed_stretches_give_the_true_numbers_or_one_e
     survives(bytes(damaged))
 
 
-def test_a_missing_row_an_old_row_and_a_doubled_row_are_noticed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("regime")
+@pytest.mark.parametrize("ask", [read_all, verify_all])
+def test_a_missing_row_an_old_row_and_a_doubled_row_are_noticed(tmp_path: Path, ask: Callable[[Path], None]) -> None:
     path = tmp_path / "r"
     written(path).close()
     good = path.read_bytes()
     for change in (
         "DELETE FROM steps WHERE n = 2",  # a tail that was cut off with care
         "DELETE FROM moments WHERE n = (SELECT MAX(n) FROM moments)",
-        "DELETE FROM moments WHERE n = 3",
+        "DELETE FROM moments WHERE n = 0",
+        "DELETE FROM moments WHERE n = 1",
+        "DELETE FROM moments",
+        "DELETE FROM histograms WHERE n = 1",
         "DELETE FROM histograms",
         "DELETE FROM seal",
         "DELETE FROM header WHERE n = 0",
         "UPDATE header SET value = (SELECT value FROM header WHERE n = 0) WHERE n = 1",
         "UPDATE steps SET step = 7 WHERE n = 1",
-        "UPDATE steps SET skipped = 1 WHERE n = 0",
-        "UPDATE moments SET signal = 1 WHERE n = 0",
-        "UPDATE moments SET at = 1 WHERE n = 0",
+        "UPDATE steps SET flags = flags | 1 WHERE n = 0",
+        "UPDATE steps SET flags = 0",
+        "UPDATE moments SET frame = 1 - frame WHERE n = 0",
+        "UPDATE moments SET frame = -1 WHERE n = 0",
+        "UPDATE moments SET value = (SELECT value FROM moments WHERE n = 1), "
+        "crc = (SELECT crc FROM moments WHERE n = 1) WHERE n = 2",
         "UPDATE moments SET value = CAST(value AS TEXT) WHERE n = 0",
         "UPDATE moments SET crc = 'x' WHERE n = 0",
         "INSERT INTO sites SELECT n + 20, value, crc FROM sites WHERE n = 1",
-        "INSERT INTO moments SELECT n + 15, at, signal, value, crc FROM moments WHERE n = 0",
+        "UPDATE frames SET value = zeroblob(length(value)) WHERE n = 1",
+        "DELETE FROM frames WHERE n = (SELECT MAX(n) FROM frames)",
+        "INSERT INTO frames SELECT n + 1, value, crc FROM frames ORDER BY n DESC LIMIT 1",
+        "INSERT INTO moments SELECT n + 3, frame, value, crc FROM moments WHERE n = 0",
+        "INSERT INTO moments SELECT -1, frame, value, crc FROM moments WHERE n = 0",
+        "INSERT INTO histograms SELECT n + 3, value, crc FROM histograms WHERE n = 0",
         "INSERT INTO seal SELECT 1, value, crc FROM seal",
         "UPDATE sites SET value = (SELECT value FROM sites WHERE n = 1), crc = (SELECT crc FROM sites WHERE n = 1)",
     ):
@@ -136,28 +196,155 @@ def test_a_missing_row_an_old_row_and_a_doubled_row_are_noticed(tmp_path: Path) 
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute(change)
         with pytest.raises(RecordingError, match=r"is damaged: .*; restore it from a copy"):
-            Recording.load(path)
+            ask(path)
 
 
-def test_rows_of_another_run_do_not_pass_for_its_own(tmp_path: Path) -> None:
+Change = Callable[[tuple[tuple[int, ...], bytes]], tuple[object, ...]]
+
+
+def forge(path: Path, table: str, n: int, change: Change) -> None:
+    """Change keys and value of a row and mend every checksum, as only a program could."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        contents = verifying.contents_of(connection, whole=True)
+        identity = 0 if table == "header" else contents.identity
+        (row,) = [row for row, _ in verifying.verified(connection, table, identity, "WHERE n = ?", (n,))]
+        (old,) = connection.execute(f"SELECT crc FROM {table} WHERE n = ?", (n,)).fetchone()
+        keys, value = change(row[1:])
+        crc = TABLES.checksum(table, n, keys, value, identity)  # type: ignore[arg-type]
+        connection.execute(TABLES.put[table], (n, *keys, value, crc))  # type: ignore[misc]
+        contents.tally.exchange(table, old, crc)
+        seal = TABLES.seal(contents.complete, contents.tally)
+        connection.execute(TABLES.put["seal"], (0, seal, TABLES.checksum("seal", 0, (), seal, contents.identity)))
+
+
+@pytest.mark.usefixtures("regime")
+@pytest.mark.parametrize(
+    ("table", "n", "change"),
+    [
+        ("steps", 0, lambda row: ((row[0][0], 1 << 40), row[1])),
+        ("steps", 0, lambda row: ((row[0][0], 1), row[1])),  # no histograms, where there are some
+        ("steps", 1, lambda row: (row[0], b"{")),
+        ("moments", 1, lambda row: ((0,), row[1])),  # the frame of nothing
+        ("moments", 1, lambda row: ((0,), b"")),
+        ("moments", 1, lambda row: ((-1,), row[1])),
+        ("moments", 1, lambda row: ((99,), row[1])),
+        ("moments", 1, lambda row: (row[0], row[1][:-1])),
+        ("frames", 1, lambda row: ((), row[1] + b"x")),
+        ("frames", 1, lambda row: ((), row[1].replace(b"\x04\x00\x00\x00", b"\xff\x00\x00\x00"))),  # ids, and rows
+        ("frames", 1, lambda row: ((), row[1][:6] + b"\x63\x00\x00\x00" + row[1][10:])),  # a site that is none
+        ("frames", 1, lambda row: ((), row[1][:1] + b"\x07" + row[1][2:])),  # a signal that is none
+        ("frames", 1, lambda row: ((), row[1][:1] + b"\x01" + row[1][2:])),  # a signal twice
+        ("histograms", 1, lambda row: ((), row[1][:-3])),
+        ("histograms", 1, lambda row: ((), encode([np.array([1, 0, 64]), np.arange(4), np.ones((4, 64), int)]))),
+        ("histograms", 1, lambda row: ((), encode([np.array([0, 9, 3]), np.arange(4), np.ones((4, 64), int)]))),
+        ("histograms", 1, lambda row: ((), encode([np.array([0, 0, 64]), np.arange(4) + 90, np.ones((4, 64), int)]))),
+        ("sites", 3, lambda row: ((), row[1].replace(b"activation", b"activities"))),
+        ("header", 1, lambda row: ((), b"3")),
+    ],
+)
+def test_nonsense_under_right_checksums_is_one_error(tmp_path: Path, table: str, n: int, change: Change) -> None:
+    path = tmp_path / "r"
+    written(path).close()
+    forge(path, table, n, lambda row: row)
+    read_all(path)
+    forge(path, table, n, change)
+    with pytest.raises(RecordingError, match=r"is damaged: .*; restore it from a copy"):
+        read_all(path)
+
+
+def test_a_second_seal_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    written(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        contents = verifying.contents_of(connection, whole=True)
+        seal = TABLES.seal(True, contents.tally)
+        connection.execute(TABLES.put["seal"], (1, seal, TABLES.checksum("seal", 1, (), seal, contents.identity)))
+    with pytest.raises(RecordingError, match="its seal is missing"):
+        Recording.load(path)
+
+
+@pytest.mark.usefixtures("regime")
+@pytest.mark.parametrize("table", ["steps", "moments", "histograms", "sites", "frames"])
+def test_rows_of_another_run_do_not_pass_for_its_own(tmp_path: Path, table: str) -> None:
     for name in ("a", "b"):
         written(tmp_path / name).close()
     with closing(sqlite3.connect(tmp_path / "a", isolation_level=None)) as connection:
         connection.execute("ATTACH ? AS other", (str(tmp_path / "b"),))
-        connection.execute("REPLACE INTO steps SELECT * FROM other.steps WHERE n = 1")
-    with pytest.raises(RecordingError, match="row 1 of table steps does not match its checksum"):
-        Recording.load(tmp_path / "a")
+        connection.execute(f"REPLACE INTO {table} SELECT * FROM other.{table} WHERE n = 1")
+    with pytest.raises(RecordingError, match=f"row 1 of table {table} does not match its checksum"):
+        read_all(tmp_path / "a")
 
 
-def test_damage_after_loading_is_noticed_when_the_row_is_read(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("regime")
+def test_damage_after_loading_is_noticed_when_the_row_is_read_and_only_then(tmp_path: Path) -> None:
     path = tmp_path / "r"
     written(path).close()
     r = Recording.load(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("UPDATE moments SET value = zeroblob(length(value)) WHERE n = 5")
-    with pytest.raises(RecordingError, match="row 5 of table moments does not match its checksum"):
-        r.values("activation", "rms")
-    assert r.values("weight", "rms").shape == (3, 4)
+        connection.execute("UPDATE moments SET value = zeroblob(length(value)) WHERE n = 1")
+        connection.execute("DELETE FROM histograms WHERE n = 1")
+    for ask in (lambda: r.values("activation", "rms"), lambda: r.profile("weight", step=1), r.verify):
+        with pytest.raises(RecordingError, match="row 1 of table moments does not match its checksum"):
+            ask()
+    with pytest.raises(RecordingError, match="row 1 of table histograms is missing"):
+        r.histogram("activation", "layers.0", 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM moments WHERE n = 1")
+    for ask in (lambda: r.values("activation", "rms"), lambda: r.values("activation", "rms", [0, 1]), r.verify):
+        with pytest.raises(RecordingError, match="row 1 of table moments is missing"):
+            ask()
+    assert r.values("weight", "rms", [2, 0]).shape == (2, 4)
+    assert r.profile("weight", step=2).step == 2
+    assert len(r.notes("loss")) == 3
+
+
+@pytest.mark.usefixtures("regime")
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r"
+    written(path, steps=40).close()
+    r, read = Recording.load(path), []
+    real = verifying.TABLES.checksum
+
+    def spy(table: str, n: int, *rest: object) -> int:
+        read.append((table, n))
+        return real(table, n, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verifying.TABLES, "checksum", spy)
+    r.profile("weight", "rms", 7)
+    assert read == [("moments", 7)]
+    read.clear()
+    r.values("update", "std", [30, 3, -1])
+    assert read == [("moments", 3), ("moments", 30), ("moments", 39)]
+    read.clear()
+    assert (r.findings.sum(), r.nonfinite("activation").sum(), r.recorded("update").sum()) == (40, 40, 40)
+    assert read == []
+
+
+def test_a_large_file_is_loaded_without_its_moments_and_verify_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r"
+    written(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE moments SET crc = 0 WHERE n = 1")
+    monkeypatch.setattr(loading, "WHOLE_BYTES", path.stat().st_size)
+    with pytest.raises(RecordingError, match="row 1 of table moments"):
+        Recording.load(path)
+    monkeypatch.setattr(loading, "WHOLE_BYTES", path.stat().st_size - 1)
+    r = Recording.load(path)
+    with pytest.raises(RecordingError, match="row 1 of table moments"):
+        r.verify()
+
+
+def test_what_is_whole_verifies_in_every_state(tmp_path: Path) -> None:
+    for path in (tmp_path / "r", None):
+        r = written(path)
+        r.verify()
+        r.append(StepRecord(3))
+        r.verify()
+        r.close()
+        r.verify()
+    Recording.load(tmp_path / "r").verify()
 
 
 def test_a_stranger_s_schema_runs_nothing(tmp_path: Path) -> None:
@@ -169,7 +356,7 @@ def test_a_stranger_s_schema_runs_nothing(tmp_path: Path) -> None:
             "CREATE VIEW moments AS WITH RECURSIVE t(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM t) "
             "SELECT n, 0 AS at, 0 AS signal, randomblob(10) AS value, 0 AS crc FROM t"
         )
-    with pytest.raises(RecordingError, match="its tables are not those of schema version 1"):
+    with pytest.raises(RecordingError, match="its tables are not those of schema version 2"):
         Recording.load(path)
 
 
@@ -218,7 +405,7 @@ def test_a_newer_schema_names_both_versions(tmp_path: Path) -> None:
     written(tmp_path / "r").close()
     with closing(sqlite3.connect(tmp_path / "r")) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA + 6}")
-    with pytest.raises(RecordingError, match=r"has schema version 7, and this GradScope reads up to 1: upgrade"):
+    with pytest.raises(RecordingError, match=r"has schema version 8, and this GradScope reads up to 2: upgrade"):
         Recording.load(tmp_path / "r")
 
 
@@ -387,7 +574,7 @@ def test_an_interrupt_at_any_moment_leaves_whole_steps_and_a_recording_that_goes
                 record = StepRecord(step, moments={"weight": (ids, Moments.from_array([float(step)]))})
                 try:
                     armed = True
-                    signals.setitimer(signals.ITIMER_REAL, float(rng.uniform(1e-5, 1e-3)))
+                    signals.setitimer(signals.ITIMER_REAL, float(rng.uniform(1e-5, 3e-4)))
                     r.append(record)
                 except KeyboardInterrupt:
                     interrupts += 1
@@ -498,7 +685,6 @@ def test_closing_under_a_reader_s_eyes_loses_nothing(tmp_path: Path) -> None:
     assert r._source.writer is not None
     r._source.writer.connection.execute("PRAGMA busy_timeout=50")
     with r._source.connection() as reader:
-        reader.execute("BEGIN")
         reader.execute("SELECT * FROM steps").fetchall()
         r.close()
     loaded = Recording.load(tmp_path / "r")
@@ -512,7 +698,7 @@ def test_a_full_disk_is_one_warning_and_every_step_is_written_when_there_is_room
         assert r._source.writer is not None
         connection = r._source.writer.connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count={pages + 40}")
+        connection.execute(f"PRAGMA max_page_count={pages + 200}")
         with pytest.warns(GradScopeWarning, match="cannot be written .database or disk is full.: its steps") as warned:
             fill(r, steps=400, sites=30)
         assert len(warned) == 1
@@ -588,9 +774,9 @@ def test_numpy_and_sqlite_are_all_that_reading_a_recording_imports(tmp_path: Pat
     assert done.stdout.strip() in ("[]", "['pickle']"), done.stderr  # numpy itself imports pickle
 
 
-def test_one_moment_of_every_signal_survives_being_read_by_another_sqlite(tmp_path: Path) -> None:
+def test_a_row_a_step_is_seen_by_any_other_sqlite(tmp_path: Path) -> None:
     written(tmp_path / "r").close()
     with closing(sqlite3.connect(tmp_path / "r")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert connection.execute("SELECT COUNT(*) FROM moments").fetchone() == (3 * len(SIGNALS),)
+        assert connection.execute("SELECT COUNT(*) FROM moments").fetchone() == (3,)
     assert isinstance(Recording.load(tmp_path / "r").moments("weight")[1], Moments)

@@ -27,7 +27,7 @@ from gradscope.recording._writing import Writer
 
 reproducibly = settings(deadline=None, derandomize=True)
 Array = NDArray[np.float64]
-EXACT = ("count", "min", "max", "zeros", "nans", "infs")
+EXACT = ("count", "min", "max", "zeros", "nans", "infs", "subnormals")
 
 
 def assert_merged(got: Moments, whole: Moments, merges: int) -> None:
@@ -187,6 +187,26 @@ def test_ranks_merge_to_the_global_batch_and_parameters_only_where_they_are_shar
     names = ["run.gscope", "run.rank1.gscope", "run.rank2.gscope"]
     assert merged.facts == Recording.load(paths[0]).facts | {"merged_from": names}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["merged.gscope", *names]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([None, None, None], None),
+        ([{"entries": 1024, "of": ["mean", "std"]}] * 3, {"entries": 1024, "of": ["mean", "std"]}),
+        (
+            [None, {"entries": 4096, "of": ["histogram"]}, {"entries": 1024, "of": ["mean", "histogram"]}],
+            {"entries": 1024, "of": ["histogram", "mean"]},
+        ),
+    ],
+)
+def test_what_is_sampled_in_any_rank_s_file_is_sampled_in_the_merged_one(
+    tmp_path: Path, facts: list[dict[str, object] | None], expected: dict[str, object] | None
+) -> None:
+    paths = [file_of(tmp_path, rank, **({} if fact is None else {"sampled": fact})) for rank, fact in enumerate(facts)]
+    merged = merge_recordings(paths, tmp_path / "merged")
+    assert merged.facts.get("sampled") == expected
+    assert merged.is_sampled("mean") == (expected is not None)
 
 
 def test_a_step_that_was_merged_over_all_ranks_is_taken_as_it_is(tmp_path: Path) -> None:

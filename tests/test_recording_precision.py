@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.hooks._histogram import log2_histogram
-from gradscope.recording import HISTOGRAM_EDGES, Moments, PrecisionShare, Recording, Site, StepRecord
+from gradscope.recording import HISTOGRAM_EDGES, STATISTICS, Moments, PrecisionShare, Recording, Site, StepRecord
 from gradscope.recording._source import Source
 from gradscope.recording._writing import Writer
 
@@ -264,3 +264,63 @@ def test_a_file_with_other_edges_is_read_and_says_that_they_are_too_coarse(tmp_p
         np.testing.assert_array_equal(found, counts[0])
         with pytest.raises(ValueError, match=r"no edges at 2\^-25 and 2\^-14, so they cannot tell what float16 loses"):
             q.precision("weight", "float16")
+
+
+# -- sampled ---------------------------------------------------------------------------------------------------
+
+OF = ["mean", "std", "zeros", "subnormals", "histogram"]
+
+
+def sampled(x: Tensor, part: Tensor, **more: object) -> Recording:
+    """A recording of one step of x, whose histogram and zeros are those of a part of it."""
+    whole, some = (Moments.from_array(t.double().numpy()) for t in (x, part))
+    zeros = np.round(some.zeros / some.count * whole.count).astype(np.int64)
+    r = Recording.create(facts={"sampled": {"entries": len(part), "of": OF}})
+    i = np.array([r.add_site(Site("activation", "0", "0", "Linear", **more))])  # type: ignore[arg-type]
+    rows = Moments(whole.count, some.mean, some.std, whole.min, whole.max, zeros, whole.nans, whole.infs)
+    counts = log2_histogram(part).numpy()[None]
+    r.append(StepRecord(0, moments={"activation": (i, rows)}, histograms={"activation": (i, counts)}))
+    return r
+
+
+def test_shares_of_a_sample_are_those_of_the_sample_and_not_of_the_tensor_s_entries() -> None:
+    part = over_many_scales(torch.float32, entries=995)  # with its two zeros and three that are not finite: 1,000
+    x = part.repeat(64)
+    for dtype in DTYPES:
+        whole, estimate = share(x, dtype), sampled(x, part).precision("activation", dtype)[0]
+        for name in ("zero", "flushed", "subnormal", "overflowed", "overflowed_at_most", "subnormal_already"):
+            assert getattr(estimate, name) == pytest.approx(getattr(whole, name), rel=1e-12, nan_ok=True), name
+
+
+def test_a_tensor_that_is_small_enough_to_be_read_whole_has_exact_shares_in_a_sampled_recording() -> None:
+    x = over_many_scales(torch.float32, entries=500)
+    assert sampled(x, x).precision("activation", "float16") == recorded(x).precision("activation", "float16")
+
+
+def test_the_extremes_tell_of_an_overflow_that_a_sample_missed_and_of_one_that_is_none() -> None:
+    inside = torch.full((1000,), 40_000.0)
+    missed = torch.cat([inside, torch.tensor([1e6, -1e6])])
+    (found,) = sampled(missed, inside[:100]).precision("activation", "float16")
+    assert found.overflowed == 2 / 1002
+    assert found.overflowed_at_most == 1.0  # all of the sample are in the limit's bin
+    (found,) = sampled(inside, inside[:100]).precision("activation", "float16")
+    assert (found.overflowed, found.overflowed_at_most) == (0.0, 0.0)
+
+
+def test_a_recording_says_what_of_it_is_sampled_and_which_statistics_that_makes_estimates() -> None:
+    r = sampled(torch.ones(100), torch.ones(10))
+    assert r.sampling is not None
+    assert (r.sampling.entries, r.sampling.of) == (10, tuple(OF))
+    estimates = {stat for stat in STATISTICS if r.is_sampled(stat)}
+    assert estimates == {"mean", "var", "std", "rms", "zero_fraction", "subnormal_fraction"}
+    assert r.is_sampled("histogram")
+    (line,) = [line for line in str(r).splitlines() if "sampled" in line]
+    assert line.split(maxsplit=1) == ["sampled", f"{r.sampling.sentence}"]
+    assert "mean, std, zeros, subnormals, histogram of tensors over 10 entries are estimates" in line
+    assert "estimates from about that many" in r._repr_html_()
+    with pytest.raises(ValueError, match="did you mean 'rms'"):
+        r.is_sampled("rsm")
+    whole = recorded(torch.ones(100))
+    assert whole.sampling is None
+    assert not any(whole.is_sampled(stat) for stat in (*STATISTICS, "histogram"))
+    assert "sampled" not in str(whole)

@@ -21,6 +21,9 @@ from gradscope.recording import Moments
 SAMPLES = 8
 
 
+_IN_NUMPY = frozenset({torch.float32, torch.float64, torch.float16})
+
+
 class Few:
     """A few entries of the gradients of parameters that are read together.
 
@@ -108,7 +111,8 @@ def sample(gradient: Tensor | None) -> Tensor | None:
     """A copy of up to eight entries of a gradient, from its beginning to its end; None where it has none to give."""
     if gradient is None:
         return None
-    gradient = gradient.detach()
+    if gradient.requires_grad:
+        gradient = gradient.detach()
     if is_distributed(gradient):
         local, _ = local_part(gradient)
         if local is None:
@@ -116,6 +120,9 @@ def sample(gradient: Tensor | None) -> Tensor | None:
         gradient = local
     if gradient.layout is not torch.strided or gradient.numel() == 0:
         return None
+    if gradient.is_cpu and gradient.is_contiguous() and gradient.dtype in _IN_NUMPY and not gradient.is_neg():
+        entries = gradient.numpy().reshape(-1)  # no operation of torch
+        return torch.from_numpy(entries[:: max(1, len(entries) // SAMPLES)][:SAMPLES].copy())
     flat = gradient.reshape(-1) if gradient.is_contiguous() else gradient.as_strided((1,), (1,))
     return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].clone()
 

@@ -102,6 +102,10 @@ class Entrance(BetweenGraphs):
                 _outside(self, (module, *args), {})
             return
         compiling = _dynamo.switch(None)
+        entered = _entered.modules
+        if compiling is None and entered and not self.breaks:  # within a call that is recorded, and nothing compiles
+            entered.pop(id(module), None)  # left by a call that raised
+            return
         recorded = False
         try:
             recorded = not is_exporting() and bool(self._function())

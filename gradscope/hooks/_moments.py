@@ -22,6 +22,7 @@ from gradscope.hooks._tensors import is_distributed
 
 Ints = NDArray[np.int64]
 _CPU = torch.device("cpu")
+PLAIN_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 Unit = Tensor | float | None
 """What entries are divided by before they are counted in a histogram; moments are divided later, on the host."""
@@ -87,7 +88,10 @@ class Arena:
 
         None where a sharded tensor has no value yet.
         """
-        tensor = tensor.detach()
+        with torch.no_grad():
+            return self._observe(tensor, minus, unit)
+
+    def _observe(self, tensor: Tensor, minus: Tensor | None, unit: Unit) -> int | None:
         own, not_stored = True, 0
         if is_distributed(tensor):
             part, own = local_part(tensor)
@@ -96,15 +100,13 @@ class Arena:
             tensor = part
             minus = None if minus is None else local_part(minus)[0]
         if tensor.layout is torch.sparse_coo:
-            stored = tensor.coalesce().values()
+            stored = tensor.detach().coalesce().values()
             not_stored = tensor.numel() - stored.numel()
             tensor = stored
         if tensor.is_neg():
             tensor = tensor.resolve_neg()
-        if minus is not None:
-            minus = minus.detach()
-            if minus.stride() != tensor.stride():  # entries are taken in memory order: it must be the same one
-                minus, tensor = minus.contiguous(), tensor.contiguous()
+        if minus is not None and minus.stride() != tensor.stride():
+            minus, tensor = minus.contiguous(), tensor.contiguous()  # entries are taken in memory order: the same one
         block, index = self.next_row(tensor.device)
         if block.host is None:
             self._reduce_elsewhere(block, index, tensor, minus, unit)
@@ -113,19 +115,21 @@ class Arena:
         else:
             self._reduce_here(block, index, block.host[index], tensor, minus, unit)
         if not_stored:
-            stored = block.rows[index]
-            stored.copy_(merged(torch.stack([stored, constant_zeros(not_stored, block.device)])))
-        row = block.number * ROWS_PER_BLOCK + index
+            row = block.rows[index]
+            row.copy_(merged(torch.stack([row, constant_zeros(not_stored, block.device)])))
+        number = block.number * ROWS_PER_BLOCK + index
         if not own:
-            self.others.add(row)
-        return row
+            self.others.add(number)
+        return number
 
     def observe_as_it_lies(self, tensor: Tensor) -> int | None:
-        """The same without any operation of torch, where our kernel can read a plain tensor; None where it cannot."""
-        code = CODES.get(tensor.dtype)
+        """The same for a plain tensor on the CPU; None where it is anything else.
+
+        Our kernel needs no operation of torch for it; `bad` tells afterwards how many entries were not finite.
+        """
+        dtype = tensor.dtype
         if (
-            code is None
-            or native is None
+            dtype not in PLAIN_DTYPES
             or not tensor.is_cpu
             or tensor.layout is not torch.strided
             or tensor.is_nested
@@ -138,12 +142,19 @@ class Arena:
         else:
             index = block.used
             block.used = index + 1
-        row = block.address + index * ROW_BYTES
-        if self.plain and tensor.is_contiguous():
-            self.bad = native.reduce(tensor.data_ptr(), tensor.numel(), code, row)
+        number = block.number * ROWS_PER_BLOCK + index
+        if native is None:
+            host = block.host
+            assert host is not None  # it is on the CPU
+            with torch.no_grad():
+                self._reduce_here(block, index, host[index], tensor, None, None)
+            self.bad = int(bool(self.nonfinite_here(number)))
+        elif self.plain and tensor.is_contiguous():
+            row = block.address + index * ROW_BYTES
+            self.bad = native.reduce(tensor.data_ptr(), tensor.numel(), CODES[dtype], row)
         else:
             self.bad = self._reduce_natively(block, index, tensor, None, None)
-        return block.number * ROWS_PER_BLOCK + index
+        return number
 
     @property
     def estimates(self) -> Iterator[str]:
@@ -183,17 +194,18 @@ class Arena:
         if not tensor.numel():
             row[:] = 0.0
             return
-        x, y = flat(tensor), None if minus is None else flat(minus)
+        if not tensor.is_contiguous():
+            tensor, minus = flat(tensor), None if minus is None else flat(minus)
         stride, offset, counting, first = self.lattices(tensor.numel())
         if stride == 1:
-            reduce_on_cpu(x, y, row)
+            reduce_on_cpu(tensor, minus, row)
         else:
-            estimate_on_cpu(x, y, row, stride, offset)
-        if block.counts is not None and counting == 1:
+            estimate_on_cpu(tensor.view(-1), None if minus is None else minus.view(-1), row, stride, offset)
+        if block.counts is not None:
+            x, y = tensor.view(-1), None if minus is None else minus.view(-1)
+            if counting > 1:
+                x, y = sample_of(x, counting, first), None if y is None else sample_of(y, counting, first)
             _count(block, index, x, y, unit)
-        elif block.counts is not None:
-            y = None if y is None else sample_of(y, counting, first)
-            _count(block, index, sample_of(x, counting, first), y, unit)
 
     def _reduce_elsewhere(self, block: Block, index: int, tensor: Tensor, minus: Tensor | None, unit: Unit) -> None:
         """On an accelerator every entry is read: a sample would save nothing, as the smallest is sought anyway."""

@@ -1,6 +1,6 @@
 """What is read of the parameters: their values, what backward leaves on them, what the optimizer adds.
 
-Those that our kernel reads as they lie are read together, by one call; the others one by one.
+Those that can be read as they lie are read together, by one call; the others one by one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from gradscope.hooks._batch import readable
 from gradscope.hooks._clipping import sample
 from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
-from gradscope.hooks._kernel import native
 from gradscope.hooks._parameter_list import ParameterList, Watched
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import ROOT, SiteBook
 from gradscope.hooks._step import Forward, Step, version
 from gradscope.hooks._tensors import is_distributed, why_unreadable
-from gradscope.hooks._together import Copies, Together
+from gradscope.hooks._together import Copies, Gradients, Together
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.recording import GradScopeWarning, Signal
 
@@ -76,12 +75,11 @@ class Parameters:
         self._list.at(step.serial)
         return self._list.version
 
-    def _parts(self, step: Step) -> tuple[Together, list[Watched]]:
-        """The parameters that are read together, and the others."""
+    def _parts(self, step: Step, *, values: bool = False) -> tuple[Together, list[Watched]]:
+        """The parameters that are read together, and the others; their `values` are about to be read."""
         every = self._list.at(step.serial)
-        if self._split is None or self._split[0] is not every or not self._split[1].ready():
-            fast = native is not None and self._ranks is None
-            chosen = [fast and readable(w.parameter) for w in every]
+        if self._split is None or self._split[0] is not every or (values and not self._split[1].ready()):
+            chosen = [self._ranks is None and readable(w.parameter) for w in every]
             together = Together([w for w, fits in zip(every, chosen, strict=True) if fits], self._site)
             self._split = every, together, [w for w, fits in zip(every, chosen, strict=True) if not fits]
             together.ready()
@@ -111,7 +109,7 @@ class Parameters:
         if step.weights_read:
             return
         step.weights_read = True
-        together, others = self._parts(step)
+        together, others = self._parts(step, values=True)
         keep = keep and step.before is None
         alone: list[tuple[int, Tensor, Tensor]] = []
         for watched in others:
@@ -131,7 +129,7 @@ class Parameters:
     def keep_before(self, step: Step) -> None:
         """Copy the trainable parameters, so that the update is known when the optimizer has changed them."""
         if step.before is None:
-            together, others = self._parts(step)
+            together, others = self._parts(step, values=True)
             alone = [entry for watched in others for entry in self._copied(watched)]
             step.before = Before(alone, together.copies())
 
@@ -144,13 +142,26 @@ class Parameters:
 
     # Gradients
 
-    def read_gradients(self, step: Step, only: Container[int] | None = None, forward: Forward | None = None) -> None:
-        """The parameters' gradients as they are now, of all or of those whose id is given."""
+    def read_gradients(
+        self,
+        step: Step,
+        only: Container[int] | None = None,
+        forward: Forward | None = None,
+        sampled: set[int] | None = None,
+    ) -> None:
+        """The parameters' gradients as they are now, of all or of those whose id is given.
+
+        Where ids are given that are `sampled`, `sample_after` is made of those on the way.
+        """
         if not step.forwards or not self._book.records("weight_grad"):
             return
         forward = forward or step.forwards[-1]
         together, others = self._parts(step)
         gradients = together.gradients(only)
+        if sampled is not None and only is None and together.within(sampled):
+            self._sample_after(step, sampled, gradients)
+        elif sampled is not None:
+            self.sample_after(step, sampled)
         for watched in [*_only(others, only), *gradients.others]:
             self._read_gradient(forward, watched)
         if gradients.places:
@@ -205,10 +216,13 @@ class Parameters:
 
     def sample_after(self, step: Step, only: Container[int]) -> None:
         """The same entries as an optimizer finds them."""
+        if step.clip.begun:
+            self._sample_after(step, only, self._parts(step)[0].gradients(only))
+
+    def _sample_after(self, step: Step, only: Container[int], gradients: Gradients) -> None:
         if not step.clip.begun:
             return
         together, others = self._parts(step)
-        gradients = together.gradients(only)
         for watched in [*_only(others, only), *gradients.others]:
             if (entries := sample(watched.parameter.grad)) is not None:
                 step.clip.after[watched.name] = entries

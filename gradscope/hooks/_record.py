@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,20 +44,17 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
         ranks: merges over ranks, None where there are none.
         whole_model: every parameter is recorded, so that the total gradient norm is known.
     """
-    signals = _pairs(step)
     scale = 1.0 if step.scale is None else float(step.scale)
     grad_scale = 1.0 if step.unscaled_weight_grads else scale
     divisors = {"activation_grad": scale * (ranks.averaged_over if ranks else 1), "weight_grad": grad_scale}
     moments: dict[Signal, tuple[NDArray[np.int64], Moments]] = {}
     histograms: dict[Signal, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
     own: dict[Signal, NDArray[np.bool_]] = {}
-    for signal, pairs in signals.items():
-        if not pairs:
-            continue
-        ids, merged, counts, own[signal] = _by_site(step.arena, pairs)
-        moments[signal] = (ids, _divide(merged, divisors.get(signal, 1.0)))
-        if counts is not None:
-            histograms[signal] = (ids, counts)
+    for signal, found in _by_site(step.arena, {s: pairs for s, pairs in _pairs(step).items() if pairs}).items():
+        moments[signal] = (found.ids, _divide(found.moments, divisors.get(signal, 1.0)))
+        own[signal] = found.own
+        if found.counts is not None:
+            histograms[signal] = (found.ids, found.counts)
     record = StepRecord(step=step.number, skipped=step.skipped, moments=moments, histograms=histograms)
     if ranks is not None:
         record = ranks.merged(record, own)
@@ -97,12 +94,62 @@ def _norms(step: Step, record: StepRecord, scale: float) -> dict[str, float]:
     return {"grad_norm": before, "grad_norm_clipped": before * coefficient, "clip_coefficient": coefficient}
 
 
-def _by_site(
-    arena: Arena, pairs: Pairs
-) -> tuple[NDArray[np.int64], Moments, NDArray[np.int64] | None, NDArray[np.bool_]]:
-    """Site ids, moments and histograms, the rows of one site merged; and which of them this rank reports."""
-    host, others = arena.host, arena.others
-    rounds: list[dict[int, int]] = []  # the first row of each site, then the second, …
+@dataclass(frozen=True)
+class _Found:
+    """What was read of one signal, a row a site: site ids, moments, histograms, and which of them this rank reports."""
+
+    ids: NDArray[np.int64]
+    moments: Moments
+    counts: NDArray[np.int64] | None
+    own: NDArray[np.bool_]
+
+
+def _by_site(arena: Arena, signals: Mapping[Signal, Pairs]) -> dict[Signal, _Found]:
+    """The rows of each signal, those of one site merged; all first rows are looked up at once."""
+    rounds = {signal: _rounds(pairs) for signal, pairs in signals.items()}
+    first = [row for of_signal in rounds.values() for row in of_signal[0].values()]
+    moments = arena.host.moments(first)
+    counts = arena.host.histograms(first) if arena.histograms else None
+    found, start = {}, 0
+    for signal, (ours, *further) in rounds.items():
+        here = slice(start, start + len(ours))
+        start = here.stop
+        found[signal] = _Found(
+            np.fromiter(ours, dtype=np.int64, count=len(ours)),
+            moments.take(np.arange(here.start, here.stop)),
+            None if counts is None else counts[here],
+            _own(arena.others, signals[signal], ours),
+        )
+        for more in further:
+            _merge_into(found[signal], arena, {site: i for i, site in enumerate(ours)}, more)
+    return found
+
+
+def _merge_into(found: _Found, arena: Arena, place: Mapping[int, int], more: Mapping[int, int]) -> None:
+    """Further rows of some of the sites."""
+    at = np.array([place[site] for site in more], dtype=np.int64)
+    both = Moments.merge(found.moments.take(at), arena.host.moments(more.values()))
+    for name in COLUMNS:
+        getattr(found.moments, name)[at] = getattr(both, name)
+    if found.counts is not None:
+        found.counts[at] += arena.host.histograms(more.values())
+
+
+def _own(others: Set[int], pairs: Pairs, sites: Mapping[int, int]) -> NDArray[np.bool_]:
+    own = np.ones(len(sites), dtype=bool)
+    if others:
+        place = {site: i for i, site in enumerate(sites)}
+        for site, row in pairs:
+            own[place[site]] &= row not in others
+    return own
+
+
+def _rounds(pairs: Pairs) -> list[dict[int, int]]:
+    """The first row of each site, then the second of those that have one, and so on."""
+    rounds = [dict(pairs)]
+    if len(rounds[0]) == len(pairs):
+        return rounds
+    rounds = []
     for site, row in pairs:
         for taken in rounds:
             if site not in taken:
@@ -110,23 +157,7 @@ def _by_site(
                 break
         else:
             rounds.append({site: row})
-    first, *further = rounds
-    moments = host.moments(first.values())
-    counts = host.histograms(first.values()) if arena.histograms else None
-    place = {site: i for i, site in enumerate(first)}
-    for more in further:  # their sites are among the first
-        at = np.array([place[site] for site in more], dtype=np.int64)
-        both = Moments.merge(moments.take(at), host.moments(more.values()))
-        for name in COLUMNS:
-            getattr(moments, name)[at] = getattr(both, name)
-        if counts is not None:
-            counts[at] += host.histograms(more.values())
-    ids = np.fromiter(first, dtype=np.int64, count=len(first))
-    own = np.ones(len(ids), dtype=bool)
-    if others:
-        for site, row in pairs:
-            own[place[site]] &= row not in others
-    return ids, moments, counts, own
+    return rounds
 
 
 def _divide(moments: Moments, divisor: float) -> Moments:

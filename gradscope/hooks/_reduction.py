@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
@@ -50,24 +51,48 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         with torch.inference_mode(False):
-            self.wide = torch.empty(ENTRIES_PER_PIECE, dtype=torch.float64, device="cpu")
-            self.flags = {
+            self._wide = torch.empty(ENTRIES_PER_PIECE, dtype=torch.float64, device="cpu")
+            self._flags = {
                 dtype: torch.empty(ENTRIES_PER_PIECE, dtype=dtype, device="cpu")
                 for dtype in (torch.float32, torch.float64)
             }
+            self.results = {
+                dtype: [torch.zeros((), dtype=dtype, device="cpu") for _ in range(5)]
+                for dtype in (torch.float32, torch.float64)
+            }
+        self.numbers = {dtype: [result.numpy() for result in results] for dtype, results in self.results.items()}
+        """The results as numpy sees them: reading one is no operation."""
+        self._shaped: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor, dict[torch.dtype, Tensor]]] = OrderedDict()
 
+    def shaped(self, shape: tuple[int, ...], entries: int) -> tuple[Tensor, Tensor, dict[torch.dtype, Tensor]]:
+        """Room for float64 in this shape, the same flat, and room for flags; known shapes cost nothing."""
+        known = self._shaped.get(shape)
+        if known is None:
+            with torch.inference_mode(False):
+                wide = self._wide[:entries]
+                flags = {dtype: flag[:entries].view(shape) for dtype, flag in self._flags.items()}
+                known = self._shaped[shape] = wide.view(shape), wide, flags
+            if len(self._shaped) > _MOST_SHAPES:
+                self._shaped.popitem(last=False)
+        return known
+
+
+_MOST_SHAPES = 512
+_FEW = 8192
+"""Up to here one operation that finds both ends is faster than two."""
 
 _scratch: _Scratch | None = None
 
 
 def reduce_on_cpu(x: Tensor, minus: Tensor | None, row: Row) -> None:
-    """Write the row of a flat tensor on the CPU, minus another.
+    """Write the row of a contiguous tensor on the CPU, minus another.
 
     The row is host memory, written and read through numpy: neither costs an operation.
     """
     if x.numel() <= ENTRIES_PER_PIECE:
         _reduce_piece(x, minus, row)
         return
+    x, minus = x.view(-1), None if minus is None else minus.view(-1)
     with torch.inference_mode(False):
         table = torch.empty((-(-x.numel() // ENTRIES_PER_PIECE), WIDTH), dtype=torch.float64, device="cpu")
     for place, (part, other) in zip(table.numpy(), pieces(x, minus), strict=True):
@@ -90,30 +115,45 @@ def estimate_on_cpu(x: Tensor, minus: Tensor | None, row: Row, stride: int, offs
 
 def _reduce_piece(x: Tensor, minus: Tensor | None, row: Row) -> None:
     if x.dtype is torch.float64 or not _reduce_plainly(x, minus, row):
-        row[:] = reduce_finite(x if minus is None else x.double() - minus).numpy()
+        row[:] = reduce_finite((x if minus is None else x.double() - minus).view(-1)).numpy()
 
 
 def _reduce_plainly(x: Tensor, minus: Tensor | None, row: Row) -> bool:
-    """For what has no float64, whose squares float64 may not hold; False where an entry is not finite."""
+    """For what has no float64, whose squares float64 may not hold; False where an entry is not finite.
+
+    Seven operations, six for a small one; reading their results through numpy's view of them is none.
+    """
     global _scratch
     _scratch = _scratch or _Scratch()
     entries = x.numel()
-    wide = _scratch.wide[:entries].copy_(x)
+    shaped, wide, flags = _scratch.shaped(tuple(x.shape), entries)
+    sums, sum_numbers = _scratch.results[torch.float64], _scratch.numbers[torch.float64]
+    shaped.copy_(x)
     if minus is not None:
-        wide.sub_(minus)
-    total, squares = float(wide.sum().numpy()), float(torch.dot(wide, wide).numpy())
+        shaped.sub_(minus)
+    torch.sum(wide, 0, out=sums[0])
+    torch.dot(wide, wide, out=sums[1])
+    total, squares = sum_numbers[0].item(), sum_numbers[1].item()
     if not math.isfinite(squares):
         return False
-    exact = x if minus is None and x.dtype is torch.float32 else wide  # the narrower, the faster to read
-    low, high, zeros = float(exact.amin().numpy()), float(exact.amax().numpy()), 0.0
+    exact = x if minus is None and x.dtype is torch.float32 else shaped  # the narrower, the faster to read
+    ends, end_numbers = _scratch.results[exact.dtype], _scratch.numbers[exact.dtype]
+    if entries <= _FEW:
+        torch.aminmax(exact, out=(ends[2], ends[3]))
+    else:
+        torch.amin(exact, dim=(), out=ends[2])
+        torch.amax(exact, dim=(), out=ends[3])
+    low, high, zeros = end_numbers[2].item(), end_numbers[3].item(), 0.0
     if low <= 0 <= high:
-        nonzero = torch.ne(exact, 0, out=_scratch.flags[exact.dtype][:entries]).sum()  # a float32 counts to 2^24
-        zeros = entries - float(nonzero.numpy())
+        nonzero = torch.ne(exact, 0, out=flags[exact.dtype])  # a float32 counts to 2^24
+        torch.sum(nonzero, dim=(), out=ends[4])
+        zeros = entries - end_numbers[4].item()
     mean = total / entries
     m2 = squares - total * mean
     if m2 < _CANCELS * squares:
         wide.sub_(mean)
-        m2 = float(torch.dot(wide, wide).numpy())
+        torch.dot(wide, wide, out=sums[1])
+        m2 = sum_numbers[1].item()
     row[:] = entries, mean, m2, low, high, zeros, 0.0, 0.0, NOT_COUNTED, 1.0
     return True
 

@@ -16,7 +16,7 @@ from gradscope.recording import Moments
 
 COLUMNS = ("count", "mean", "m2", "min", "max", "zeros", "nans", "infs", "subnormals", "scale")
 WIDTH = len(COLUMNS)
-COUNT, ZEROS, NANS, INFS = (COLUMNS.index(name) for name in ("count", "zeros", "nans", "infs"))
+COUNT, ZEROS, NANS, INFS, SUBNORMALS = map(COLUMNS.index, ("count", "zeros", "nans", "infs", "subnormals"))
 NOT_COUNTED = -1
 """In place of the number of subnormals, where nobody has counted them."""
 
@@ -59,7 +59,7 @@ def moments_of(rows: NDArray[np.float64]) -> Moments:
     empty = finite <= 0
     if empty.any():
         mean, std, low, high = (np.where(empty, np.nan, column) for column in (mean, std, low, high))
-    whole = rows[:, [COUNT, ZEROS, NANS, INFS]].astype(np.int64)
+    whole = rows[:, [COUNT, ZEROS, NANS, INFS, SUBNORMALS]].astype(np.int64)
     return Moments(
         count=whole[:, 0],
         mean=mean,
@@ -69,4 +69,5 @@ def moments_of(rows: NDArray[np.float64]) -> Moments:
         zeros=whole[:, 1],
         nans=whole[:, 2],
         infs=whole[:, 3],
+        subnormals=whole[:, 4],
     )

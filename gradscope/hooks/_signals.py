@@ -64,6 +64,9 @@ class Signals:
         self._unobserved = unobserved
         self._reached = reached
         self._averaged_over = averaged_over
+        self._marked: Forward | None = None
+        """The pass whose backward was told of last, and in which backward."""
+        self._marked_in = -1
         self._taken_off: list[Callable[[], object]] = []
         self._repeated_views: list[tuple[Forward, int]] = []
         self._hidden: set[int] = set()
@@ -83,7 +86,7 @@ class Signals:
         """From the tensors of a step: some outlive it, and would keep alive what the hooks know."""
         for take_off in self._taken_off:
             take_off()
-        self._taken_off = []
+        self._taken_off, self._marked = [], None
 
     def end_step(self) -> None:
         """No gradient of the step's tensors is waited for any more."""
@@ -201,7 +204,9 @@ class Signals:
             guarded_call(self._listener, partial(self._on_gradient, forward, site, gradient))
             return
         try:
-            self._reached(forward)
+            if forward is not self._marked or self._marked_in != torch._C._current_graph_task_id():
+                self._reached(forward)
+                self._marked, self._marked_in = forward, torch._C._current_graph_task_id()
             row = forward.arena.observe_as_it_lies(gradient) if self._plain(forward) else None
             if row is None:
                 self._on_gradient(forward, site, gradient)

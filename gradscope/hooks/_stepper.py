@@ -274,8 +274,7 @@ class Stepper:
         parameters = held_by(optimizer)
         step.clip.read_after, step.clip.after_scaled = True, unscales_itself(optimizer)
         step.unscaled_weight_grads = not step.clip.after_scaled
-        self._parameters.read_gradients(step, None if all_of_them else parameters)
-        self._parameters.sample_after(step, parameters)
+        self._parameters.read_gradients(step, None if all_of_them else parameters, sampled=parameters)
         step.new_gradients = False
 
     def _stepping(self) -> Step | None:

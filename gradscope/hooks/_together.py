@@ -1,4 +1,4 @@
-"""The parameters that our kernel reads as they lie, all by one call: values, gradients, updates, a few entries."""
+"""The parameters that can be read as they lie, all together: values, gradients, updates, a few entries."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.hooks._batch import Batch, some_entries
+from gradscope.hooks._batch import Batch, Room, some_entries
 from gradscope.hooks._clipping import Few
-from gradscope.hooks._moments import Arena, Ints
+from gradscope.hooks._moments import Arena
 from gradscope.hooks._parameter_list import Watched
 from gradscope.recording import Signal
 
-_ALIGNED = 64
-"""Bytes."""
 _UNKNOWN = -1
 
 SiteOf = Callable[[Watched, Signal], int | None]
@@ -57,6 +55,10 @@ class Together:
         """Whether it is one of them."""
         return id(parameter) in self._ids
 
+    def within(self, ids: set[int]) -> bool:
+        """Whether all of them are among these."""
+        return self._ids <= ids
+
     def sites(self, signal: Signal, places: Sequence[int]) -> list[int | None]:
         """The sites of a signal of those at these places."""
         trainable = [parameter.requires_grad for parameter in self.parameters]
@@ -77,8 +79,8 @@ class Together:
         read = [i for i in every if sites[i] is not None or i in wanted]
         if not read:
             return [], [], copies
-        to = None if copies is None else copies.to
-        rows = self._batch.reduce(arena, [self._addresses[i] for i in read], only=read, copies=to).tolist()
+        to = None if copies is None else (copies.room, copies.places)
+        rows = self._batch.reduce(arena, [self.parameters[i] for i in read], read, to=to)
         taken = [(sites[i], row) for i, row in zip(read, rows, strict=True)]
         return *_known(taken), copies
 
@@ -87,8 +89,9 @@ class Together:
         copies = self._copies()
         if copies is not None:
             with torch.no_grad():
-                for i in copies.places:
-                    copies.room.tensors[i].copy_(self.parameters[i])
+                torch._foreach_copy_(
+                    [copies.room.tensors[i] for i in copies.places], [self.parameters[i] for i in copies.places]
+                )
         return copies
 
     def _copies(self) -> Copies | None:
@@ -110,27 +113,27 @@ class Together:
 
     def read_updates(self, arena: Arena, copies: Copies) -> list[int]:
         """Rows of what was added to each of those that were copied."""
-        used = [self._addresses[i] for i in copies.places]
-        rows: list[int] = self._batch.reduce(arena, used, only=copies.places, minus=copies.room.addresses).tolist()
-        return rows
+        now = [self.parameters[i] for i in copies.places]
+        return self._batch.reduce(arena, now, copies.places, minus=copies.room)
 
     def gradients(self, only: Container[int] | None) -> Gradients:
         """Those of all parameters, or of those whose id is given."""
         found = Gradients()
+        entries = self._batch.entries
         for i, parameter in enumerate(self.parameters):
             gradient = parameter.grad
             if gradient is None or (only is not None and id(parameter) not in only):
                 continue
-            # torch sees to it that device and size are those of the parameter.
-            if (
+            if (  # torch sees to it that it is on the parameter's device
                 type(gradient) is Tensor
+                and gradient.numel() == entries[i]
                 and gradient.dtype is parameter.dtype
                 and gradient.layout is torch.strided
                 and gradient.is_contiguous()
                 and not gradient.is_neg()
             ):
                 found.places.append(i)
-                found.addresses.append(gradient.data_ptr())
+                found.tensors.append(gradient)
             else:
                 found.others.append(self.watched[i])
         return found
@@ -138,24 +141,23 @@ class Together:
     def read_gradients(self, arena: Arena, gradients: Gradients, unit: float) -> tuple[list[int], list[int]]:
         """Gradient sites and rows."""
         sites = self.sites("weight_grad", gradients.places)
-        rows = self._batch.reduce(arena, gradients.addresses, only=gradients.places, unit=unit).tolist()
+        rows = self._batch.reduce(arena, gradients.tensors, gradients.places, unit=unit)
         return _known(list(zip(sites, rows, strict=True)))
 
     def some_gradients(self, few: Few | None, gradients: Gradients) -> Few:
         """Up to eight entries of each gradient, beside those that were read before."""
-        entries, codes, places = self._batch.entries, self._batch.codes, gradients.places
         if few is None or few.of is not self:
             few = Few(self, len(self.watched))
-        few.put(places, some_entries(gradients.addresses, [entries[i] for i in places], [codes[i] for i in places]))
+        few.put(gradients.places, some_entries(gradients.tensors))
         return few
 
 
 @dataclass
 class Gradients:
-    """Gradients of some parameters: places and addresses of those that our kernel reads as they lie; and the others."""
+    """Gradients of some parameters: places and tensors of those that can be read as they lie; and the others."""
 
     places: list[int] = field(default_factory=list)
-    addresses: list[int] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
     others: list[Watched] = field(default_factory=list)
 
 
@@ -172,39 +174,10 @@ class Copies:
     def __init__(self, of: Together, room: Room, places: list[int], sites: list[int]) -> None:
         self.of, self.room, self.places, self.sites = of, room, places, sites
 
-    @property
-    def to(self) -> Ints:
-        """Address of each parameter's copy, 0 where there is none."""
-        addresses = np.zeros_like(self.room.addresses)
-        addresses[self.places] = self.room.addresses[self.places]
-        return addresses
-
     def one_by_one(self) -> list[tuple[int, Tensor, Tensor]]:
         """Update site, parameter and copy of each."""
         tensors, parameters = self.room.tensors, self.of.parameters
         return [(site, parameters[i], tensors[i]) for site, i in zip(self.sites, self.places, strict=True)]
-
-
-class Room:
-    """Memory for copies of some tensors; a step that is recorded uses that of an earlier one.
-
-    Attributes:
-        tensors: the copies.
-        addresses: of each.
-        taken: they are in use.
-    """
-
-    def __init__(self, like: Sequence[Tensor]) -> None:
-        sizes = [tensor.numel() * tensor.element_size() for tensor in like]
-        starts = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)], dtype=np.int64)
-        with torch.inference_mode(False):
-            memory = torch.empty(int(starts[-1]), dtype=torch.uint8, device="cpu")
-            self.tensors = [
-                memory[start : start + size].view(tensor.dtype).view(tensor.shape)
-                for tensor, start, size in zip(like, starts[:-1].tolist(), sizes, strict=True)
-            ]
-        self.addresses: Ints = starts[:-1] + memory.data_ptr()
-        self.taken = False
 
 
 def _known(pairs: Sequence[tuple[int | None, int]]) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from gradscope.recording._moments import HISTOGRAM_EDGES, Moments, StepRecord
 from gradscope.recording._precision import PrecisionShare
 from gradscope.recording._profile import Profile, decades_per_layer, frontier, healthy_band, layer_ratio
 from gradscope.recording._recording import Recording
+from gradscope.recording._sampling import Sampling
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._statistics import STATISTICS, Statistic
 from gradscope.recording._survival import LayersAlive
@@ -34,6 +35,7 @@ __all__ = [
     "Recording",
     "RecordingError",
     "Role",
+    "Sampling",
     "Signal",
     "Site",
     "Statistic",

@@ -6,39 +6,41 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-
-from gradscope.recording._json import dumps, loads
+from dataclasses import astuple, dataclass
 
 LIMIT = 256 * 2**20
 """Bytes of rows that are kept in memory."""
 
 _OVERHEAD = 256
-"""Bytes that a row costs beside its blob, about."""
+"""Bytes that a step costs beside its values, about."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedStep:
     """A step as it will be written.
 
     Attributes:
         at: how many steps come before it in the recording.
         step: its number.
-        skipped: the optimizer skipped it.
-        notes: the value of its row.
-        rows: table, index of the signal and blob of each further row.
+        flags: what it has.
+        frame: how `moments` lies.
+        notes: the value of its row of that table.
+        moments: likewise.
+        histograms: likewise; empty where it has no such row.
     """
 
     at: int
     step: int
-    skipped: bool
+    flags: int
+    frame: int
     notes: bytes
-    rows: tuple[tuple[str, int, bytes], ...]
+    moments: bytes
+    histograms: bytes
 
     @property
     def size(self) -> int:
         """Bytes in memory, about."""
-        return len(self.notes) + sum(len(blob) for _, _, blob in self.rows) + _OVERHEAD * (1 + len(self.rows))
+        return len(self.notes) + len(self.moments) + len(self.histograms) + _OVERHEAD
 
 
 class Backlog:
@@ -64,7 +66,7 @@ class Backlog:
         yield from tuple(self._memory)
         if self._spill is not None:
             for row in self._spill.execute("SELECT * FROM waiting ORDER BY at"):
-                yield _from_row(*row)
+                yield EncodedStep(*row)
 
     def next_at(self, recorded: int) -> int:
         """The place of a further step, after the steps recorded and those that wait."""
@@ -83,7 +85,7 @@ class Backlog:
         try:
             if self._spill is None:
                 self._spill = _temporary_table()
-            self._spill.execute("INSERT INTO waiting VALUES(?, ?, ?, ?, ?, ?)", _to_row(step))
+            self._spill.execute("INSERT INTO waiting VALUES(?, ?, ?, ?, ?, ?, ?)", astuple(step))
         except sqlite3.Error:
             self.dropped += 1
             return False
@@ -98,7 +100,7 @@ class Backlog:
             if row is None:
                 self._forget_spill()
             else:
-                return _from_row(*row)
+                return EncodedStep(*row)
         return self._memory[0] if self._memory else None
 
     def pop(self) -> None:
@@ -133,19 +135,7 @@ def _temporary_table() -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=MEMORY")
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute(
-        "CREATE TABLE waiting(at INTEGER PRIMARY KEY, step INTEGER, skipped INTEGER, notes BLOB, heads BLOB, body BLOB)"
+        "CREATE TABLE waiting(at INTEGER PRIMARY KEY, step INTEGER, flags INTEGER, frame INTEGER, "
+        "notes BLOB, moments BLOB, histograms BLOB)"
     )
     return connection
-
-
-def _to_row(step: EncodedStep) -> tuple[int, int, bool, bytes, bytes, bytes]:
-    heads = dumps([(table, signal, len(blob)) for table, signal, blob in step.rows])
-    return step.at, step.step, step.skipped, step.notes, heads, b"".join(blob for _, _, blob in step.rows)
-
-
-def _from_row(at: int, step: int, skipped: int, notes: bytes, heads: bytes, body: bytes) -> EncodedStep:
-    rows, start = [], 0
-    for table, signal, length in loads(heads):
-        rows.append((table, signal, body[start : start + length]))
-        start += length
-    return EncodedStep(at, step, bool(skipped), notes, tuple(rows))

@@ -1,23 +1,27 @@
-"""What of a recording is kept in memory: everything but the blobs (9 bytes a step)."""
+"""What of a recording is kept in memory: everything but the notes, moments and histograms (12 bytes a step)."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from gradscope.recording._frame import Frame, Frames
 from gradscope.recording._json import dumps, loads
-from gradscope.recording._moments import COLUMNS, HISTOGRAM_EDGES
+from gradscope.recording._moments import COLUMNS, HISTOGRAM_EDGES, Ints
 from gradscope.recording._schema import SCHEMA, Tally
 from gradscope.recording._site import ROLES, SIGNALS, Site
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The header's first row: which columns a moments blob holds, and the edges of the histograms."""
+    """The header's first row: which columns the moments have, and the edges of the histograms."""
 
     run: str
     columns: tuple[str, ...] = tuple(COLUMNS)
@@ -28,24 +32,25 @@ class Layout:
         return dumps({"format": "gradscope recording", "schema": SCHEMA, **dataclasses.asdict(self)})
 
     @staticmethod
-    def loads(value: bytes) -> Layout:
-        """The layout that was written; ValueError where it lacks a column of the moments."""
+    def loads(value: bytes, columns: Collection[str] = tuple(COLUMNS)) -> Layout:
+        """The layout that was written; ValueError where it lacks one of these columns."""
         row = loads(value)
         layout = Layout(row["run"], tuple(row["columns"]), tuple(float(e) for e in row["edges"]))
-        if missing := set(COLUMNS) - set(layout.columns):
+        if missing := set(columns) - set(layout.columns):
             raise ValueError(f"the layout lacks {', '.join(sorted(missing))}")
         return layout
 
 
 @dataclass
 class Contents:
-    """Facts, sites and steps of a recording, and the tally of its rows."""
+    """Facts, sites, frames, and number and flags of each step of a recording, and the tally of its rows."""
 
     layout: Layout
     facts: dict[str, Any] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
+    frames: Frames = field(default_factory=Frames)
     steps: array[int] = field(default_factory=lambda: array("q"))
-    skipped: bytearray = field(default_factory=bytearray)
+    flags: array[int] = field(default_factory=lambda: array("I"))
     tally: Tally = field(default_factory=Tally)
     complete: bool = False
 
@@ -59,21 +64,30 @@ class Contents:
         """How many steps are in the file; `steps` may be one ahead while one is being written."""
         return self.tally.rows["steps"]
 
+    def flags_of(self, steps: int) -> Ints:
+        """The flags of the first so many steps, `(steps,)`."""
+        return np.array(self.flags[:steps], dtype=np.int64)
+
+    def frame(self, n: int) -> Frame:
+        """Frame number n; struct.error, LookupError or ValueError where there is none, or nonsense."""
+        return self.frames.frame(n, self.layout.columns, len(self.sites))
+
     def copy(self) -> Contents:
         """An independent copy."""
         return Contents(
             self.layout,
             dict(self.facts),
             list(self.sites),
+            Frames(tuple(self.frames)),
             self.steps[: self.recorded],
-            self.skipped[: self.recorded],
+            self.flags[: self.recorded],
             self.tally.copy(),
             self.complete,
         )
 
     def forget_rows(self) -> None:
-        """Let go of every step, as of a recording whose file has no row yet; sites and facts stay."""
-        del self.steps[:], self.skipped[:]
+        """Let go of every step, as of a recording whose file has no row yet; sites, frames and facts stay."""
+        del self.steps[:], self.flags[:]
         self.tally = Tally()
 
 

@@ -14,13 +14,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradscope.recording import _place, _reading
+from gradscope.recording import _place
 from gradscope.recording._backlog import EncodedStep
 from gradscope.recording._contents import Contents
 from gradscope.recording._errors import RecordingError
 from gradscope.recording._ledger import Ledger
 from gradscope.recording._opening import TIMEOUT_S, explained
 from gradscope.recording._site import Site
+from gradscope.recording._verifying import contents_of
 
 _WAITS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _MODE_BYTES = 18  # of SQLite's header: the versions that write and read, 2 in WAL mode, else 1
@@ -114,4 +115,4 @@ def read_back(path: Path) -> Contents:
         RecordingError: what was copied was damaged.
     """
     with explained(path), closing(_unlocked(path)) as connection:
-        return _reading.load(connection, path)
+        return contents_of(connection, whole=True)

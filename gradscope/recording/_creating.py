@@ -16,7 +16,8 @@ from pathlib import Path
 from gradscope.recording import _place
 from gradscope.recording._contents import Contents
 from gradscope.recording._ledger import Ledger
-from gradscope.recording._schema import Tally
+from gradscope.recording._pages import bound_log
+from gradscope.recording._schema import TABLES, Tally
 from gradscope.recording._trouble import is_of_the_locks, is_of_the_place
 
 FIRST_LOCK_S = 0.5
@@ -118,7 +119,8 @@ def reconnect(ledger: Ledger, path: Path) -> bool:
         (header,) = fresh.execute("SELECT value FROM header WHERE n = 0").fetchone() or (None,)
         (seal,) = fresh.execute("SELECT value FROM seal").fetchone() or (None,)
         fresh.execute("PRAGMA synchronous=NORMAL")
-        good = header == contents.layout.dumps() and seal == contents.tally.seal(complete=False)
+        bound_log(fresh)
+        good = header == contents.layout.dumps() and seal == TABLES.seal(False, contents.tally)
     except sqlite3.Error:
         good = False
     dead, kept = (ledger.connection, fresh) if good else (fresh, ledger.connection)

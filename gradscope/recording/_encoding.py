@@ -1,17 +1,78 @@
-"""A step's record, checked and turned into the blobs of its rows, before anything is written."""
+"""A step's record, checked and turned into the values of its rows, before anything is written.
+
+Step after step the same sites have columns of the same types, so all that depends on these is kept in a `_Plan`; what
+is left for a step is a few operations over all signals at once.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from gradscope.recording._codec import encode
+from gradscope.recording import _flags
+from gradscope.recording._codec import (
+    ALL_ZERO,
+    FLOAT32,
+    FLOAT64,
+    HIGHEST,
+    INT64,
+    NOT_COUNTED,
+    SIZE,
+    STORED,
+    encode,
+    exact_in_float32,
+)
 from gradscope.recording._contents import Contents
 from gradscope.recording._errors import unknown_name
-from gradscope.recording._moments import Ints, StepRecord
-from gradscope.recording._site import SIGNALS
+from gradscope.recording._frame import Frame
+from gradscope.recording._moments import COLUMNS, Ints, Moments, StepRecord
+from gradscope.recording._site import SIGNALS, Signal
+
+MOST_FRAMES = 1000
+"""Further ones are not kept: a step that lies in its own way carries its frame itself."""
+
+_FLOATS = tuple(name for name, dtype in COLUMNS.items() if dtype is np.float64)
+_INTS = tuple(name for name, dtype in COLUMNS.items() if dtype is np.int64)
+
+
+class Encoded(NamedTuple):
+    """The flags of a step, and frame and values of its rows; `histograms` is empty where it has none."""
+
+    flags: int
+    frame: int
+    moments: bytes
+    histograms: bytes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What steps with the same sites and the same codes share: number, bytes and flags, and which pieces of the
+    arrays (by code, in bytes) make the body."""
+
+    frame: int
+    head: bytes
+    flags: int
+    pieces: tuple[tuple[int, slice], ...]
+
+
+class _Shape:
+    """What steps with the same sites share: where each column begins in the joined arrays."""
+
+    def __init__(self, signals: tuple[int, ...], ids: tuple[Ints, ...]) -> None:
+        self.signals, self.ids = signals, ids
+        rows = [len(each) for each in ids]
+        self.float_starts, self.int_starts = _starts(rows, _FLOATS), _starts(rows, _INTS)
+        self.plans: dict[bytes, _Plan] = {}
+
+
+def _starts(rows: list[int], names: Sequence[str]) -> Ints:
+    """Where each of these columns of each signal begins, the signals having so many rows."""
+    return np.array([0, *accumulate(n for n in rows for _ in names)][:-1], dtype=np.int64)
 
 
 class Encoder:
@@ -19,25 +80,109 @@ class Encoder:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._checked: dict[str, bytes] = {}  # by signal the ids that passed: they are the same step after step
+        self._checked: dict[str, bytes] = {}  # by signal the ids that passed: mostly the same as before
+        self._shapes: dict[tuple[tuple[int, bytes], ...], _Shape] = {}
+        self._nothing = self._plan(_Shape((), ()), b"")
 
-    def __call__(self, record: StepRecord) -> list[tuple[str, int, bytes]]:
-        """Table, index of the signal and blob of each row."""
-        layout, rows = self._contents.layout, []
-        for signal, (site_ids, moments) in record.moments.items():
-            ids = self._site_ids(signal, site_ids, len(moments))
-            columns: list[Any] = [getattr(moments, name) for name in layout.columns]
-            rows.append(("moments", SIGNALS.index(signal), encode([ids, *columns])))
-        for signal, (site_ids, histograms) in record.histograms.items():
+    def __call__(self, record: StepRecord) -> Encoded:
+        """The rows of a step."""
+        flags = _flags.of_notes(record.skipped, record.notes)
+        histograms = b""
+        if record.histograms:
+            histograms, more = self._histograms(record.histograms)
+            flags |= more
+        plan, moments = self._moments(record.moments)
+        return Encoded(flags | plan.flags, plan.frame, moments, histograms)
+
+    def _moments(self, signals: Mapping[Signal, tuple[Ints, Moments]]) -> tuple[_Plan, bytes]:
+        keys: list[tuple[int, bytes]] = []
+        own: list[Moments] = []
+        for signal, (site_ids, moments) in signals.items():
+            key = self._check(signal, site_ids, len(moments))
+            if len(moments):
+                keys.append((SIGNALS.index(signal), key))
+                own.append(moments)
+        if not own:
+            return self._nothing, self._nothing.head
+        shape = self._shape(tuple(keys))
+        long = np.frombuffer(b"".join([getattr(m, name) for m in own for name in _FLOATS]), np.float64)
+        ints = np.frombuffer(b"".join([getattr(m, name) for m in own for name in _INTS]), np.int64)
+        short, exact = exact_in_float32(long)
+        float_codes = FLOAT64 - np.logical_and.reduceat(exact, shape.float_starts).view(np.uint8)
+        codes = float_codes.tobytes() + _int_codes(ints, shape.int_starts)
+        plan = shape.plans.get(codes)
+        if plan is None:
+            plan = shape.plans[codes] = self._plan(shape, codes)
+            if len(shape.plans) > MOST_FRAMES:
+                shape.plans.clear()
+        stored: dict[int, memoryview] = {FLOAT32: _bytes(short), FLOAT64: _bytes(long.astype("<f8", copy=False))}
+        pieces = [plan.head]
+        for code, piece in plan.pieces:
+            if code not in stored:
+                stored[code] = _bytes(ints.astype(STORED[code]))
+            pieces.append(stored[code][piece])  # type: ignore[arg-type]
+        return plan, b"".join(pieces)
+
+    def _shape(self, keys: tuple[tuple[int, bytes], ...]) -> _Shape:
+        shape = self._shapes.get(keys)
+        if shape is None:
+            ids = tuple(np.frombuffer(key, np.int64) for _, key in keys)
+            shape = self._shapes[keys] = _Shape(tuple(signal for signal, _ in keys), ids)
+            if len(self._shapes) > MOST_FRAMES:
+                self._shapes.clear()
+        return shape
+
+    def _plan(self, shape: _Shape, codes: bytes) -> _Plan:
+        """That of steps of this shape, with these codes: of every float column of each signal, then of the integers."""
+        signals = range(len(shape.ids))
+        columns = [(k, name) for k in signals for name in _FLOATS] + [(k, name) for k in signals for name in _INTS]
+        code = dict(zip(columns, codes, strict=True))
+        starts = dict(zip(columns, (*shape.float_starts.tolist(), *shape.int_starts.tolist()), strict=True))
+        pieces: list[tuple[int, slice]] = []
+        flags, parts = 0, []
+        for k, (signal, ids) in enumerate(zip(shape.signals, shape.ids, strict=True)):
+            parts.append((signal, ids, bytes(code[k, name] for name in COLUMNS)))
+            flags |= _flags.bit("moments", signal)
+            if any(code[k, name] != ALL_ZERO for name in ("nans", "infs")):
+                flags |= _flags.bit("nonfinite", signal)
+            for name in COLUMNS:
+                own, size = code[k, name], SIZE[code[k, name]]
+                start, stop = starts[k, name] * size, (starts[k, name] + len(ids)) * size
+                if pieces and pieces[-1][0] == own and pieces[-1][1].stop == start:
+                    pieces[-1] = own, slice(pieces[-1][1].start, stop)
+                elif size:
+                    pieces.append((own, slice(start, stop)))
+        data = Frame.dumps(parts)
+        number = self._number(data)
+        head = b"" if number >= 0 else len(data).to_bytes(4, "little") + data
+        return _Plan(number, head, flags, tuple(pieces))
+
+    def _number(self, data: bytes) -> int:
+        """The number of a frame, −1 of one that is not kept."""
+        frames = self._contents.frames
+        for n, known in enumerate(frames):
+            if known == data:
+                return n
+        return frames.add(data) if len(frames) < MOST_FRAMES else -1
+
+    def _histograms(self, signals: Mapping[Signal, tuple[Ints, Ints]]) -> tuple[bytes, int]:
+        """The blob of heads, site ids and counts, and the flags: of each signal only the bins between its ends."""
+        bins, heads, columns, flags = len(self._contents.layout.edges) - 1, [], [], 0
+        for signal, (site_ids, histograms) in signals.items():
             counts = np.asarray(histograms, dtype=np.int64)
-            bins = len(layout.edges) - 1
             if counts.ndim != 2 or counts.shape[1] != bins:
                 raise ValueError(f"histograms of {signal} have shape {counts.shape}; they are (sites, {bins})")
-            ids = self._site_ids(signal, site_ids, len(counts))
-            rows.append(("histograms", SIGNALS.index(signal), encode([ids, counts])))
-        return rows
+            key = self._check(signal, site_ids, len(counts))
+            if len(counts):
+                used = np.flatnonzero(counts.any(axis=0))
+                low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+                heads.append((SIGNALS.index(signal), low, high))
+                columns += [np.frombuffer(key, np.int64), counts[:, low:high]]
+                flags |= _flags.bit("histograms", SIGNALS.index(signal))
+        return (encode([np.array(heads, dtype=np.int64), *columns]) if heads else b""), flags
 
-    def _site_ids(self, signal: str, site_ids: ArrayLike, rows: int) -> Ints:
+    def _check(self, signal: str, site_ids: ArrayLike, rows: int) -> bytes:
+        """The ids' bytes, after they have been found to be those of so many sites of the signal."""
         if signal not in SIGNALS:
             raise unknown_name("signal", signal, SIGNALS)
         ids: Ints = np.asarray(site_ids, dtype=np.int64)
@@ -47,7 +192,7 @@ class Encoder:
         if self._checked.get(signal) != key:
             self._check_ids(signal, ids)
             self._checked[signal] = key
-        return ids
+        return key
 
     def _check_ids(self, signal: str, ids: Ints) -> None:
         sites = self._contents.sites
@@ -58,3 +203,18 @@ class Encoder:
                 raise ValueError(f"{signal} has site id {i}; add_site has given {len(sites)}, from 0")
             if sites[i].signal != signal:
                 raise ValueError(f"{signal} has site id {i}, which is a site of {sites[i].signal}")
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.data.cast("B")
+
+
+def _int_codes(ints: Ints, starts: Ints) -> bytes:
+    """The code of each integer column."""
+    high = np.maximum.reduceat(ints, starts)
+    codes = np.searchsorted(HIGHEST, high)
+    low = np.minimum.reduceat(ints, starts)
+    negative = low < 0
+    if negative.any():
+        codes[negative] = np.where((low == -1) & (high == -1), NOT_COUNTED, INT64)[negative]
+    return codes.astype(np.uint8).tobytes()

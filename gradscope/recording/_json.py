@@ -40,9 +40,18 @@ def _plain(value: Any, within: tuple[int, ...]) -> Any:
         return f"<{type(value).__name__}>"
 
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
 def dumps(value: Any) -> bytes:
     """ASCII bytes of the plain value; NaN and infinities as Python's json writes and reads them."""
-    return json.dumps(to_plain(value), separators=(",", ":")).encode("ascii")
+    return _ENCODE(value if _is_flat(value) else to_plain(value)).encode("ascii")
+
+
+def _is_flat(value: Any) -> bool:
+    """Names with plain values, as most notes are: known to be as JSON wants them without a copy."""
+    return type(value) is dict and _PLAIN.issuperset(map(type, value.values())) and set(map(type, value)) <= {str}
 
 
 def loads(data: bytes) -> Any:

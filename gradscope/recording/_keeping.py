@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gradscope.recording import _place
+from gradscope.recording import _pages, _place
 from gradscope.recording._backlog import Backlog, EncodedStep
 from gradscope.recording._contents import Contents
 from gradscope.recording._copying import Unwritten, copy, read_back, write_copy
@@ -39,6 +39,7 @@ class Keeper:
         self.backlog = Backlog()
         self.ledger = ground.ledger
         self.ledger.changed_facts = True
+        self._fitted = False
         self._wait_for_locks(LOCK_S)
 
     @property
@@ -48,6 +49,8 @@ class Keeper:
 
     def write(self, step: EncodedStep) -> sqlite3.Error | None:
         """Write a step after those that wait; where it has to wait itself, the trouble that the place is in."""
+        if not self._fitted:
+            self._fit_pages(step)
         kept, waited = self.backlog.push(step), len(self.backlog) > 1
         try:
             self._persistently(self._drain)
@@ -62,6 +65,13 @@ class Keeper:
         if waited:
             self._wait_for_locks(LOCK_S)
         return None
+
+    def _fit_pages(self, step: EncodedStep) -> None:
+        """Before the first step, that is: later all would have to be written again."""
+        self._fitted = True
+        self._wait_for_locks(0.0)
+        _pages.fit(self.ledger.connection, [len(row) for row in (step.moments, step.histograms) if row])
+        self._wait_for_locks(LOCK_S)
 
     def _drain(self) -> None:
         while (step := self.backlog.first()) is not None:

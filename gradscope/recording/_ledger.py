@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 from gradscope.recording._backlog import EncodedStep
 from gradscope.recording._contents import Contents, site_to_bytes
 from gradscope.recording._json import dumps
-from gradscope.recording._schema import APPLICATION_ID, DDL, PUT, SCHEMA, Tally, checksum
+from gradscope.recording._schema import APPLICATION_ID, SCHEMA, TABLES, Tally
 from gradscope.recording._site import Site
+
+_Row = tuple[str, int, tuple[int, ...], bytes]
 
 
 class Ledger:
     """Writes rows of one recording over one connection; its troubles are sqlite3's errors.
 
-    `contents` is what the database holds, and is brought up to date by every commit.
+    `contents` is what the database holds, and is brought up to date by every commit. (Of the frames it may know more
+    than the database: those of a step that is yet to come, or never came.)
     """
 
     def __init__(self, connection: sqlite3.Connection, contents: Contents) -> None:
@@ -30,57 +33,47 @@ class Ledger:
         """Make the tables of a new database."""
         self.connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         self.connection.execute(f"PRAGMA user_version={SCHEMA}")
-        with self._transaction() as tally:
-            for sql in DDL.values():
-                self.connection.execute(sql)
-            self._put(tally, "header", 0, (), self.contents.layout.dumps())
+        self._commit([("header", 0, (), self.contents.layout.dumps())], first=tuple(TABLES.ddl.values()))
 
     def write(self, step: EncodedStep) -> None:
         """One step after those that are there."""
         here = self.contents
         at = here.recorded
-        del here.steps[at:], here.skipped[at:]  # of a step that was not committed
+        del here.steps[at:], here.flags[at:]  # of a step that was not committed
         here.steps.append(step.step)
-        here.skipped.append(step.skipped)
-        with self._transaction() as tally:
-            self._put(tally, "steps", at, (step.step, int(step.skipped)), step.notes)
-            for table, signal, blob in step.rows:
-                self._put(tally, table, tally.rows[table], (at, signal), blob)
+        here.flags.append(step.flags)
+        rows: list[_Row] = [("frames", n, (), here.frames[n]) for n in range(here.tally.rows["frames"], step.frame + 1)]
+        rows.append(("steps", at, (step.step, step.flags), step.notes))
+        rows.append(("moments", at, (step.frame,), step.moments))
+        if step.histograms:
+            rows.append(("histograms", at, (), step.histograms))
+        self._commit(rows)
 
     def seal(self, complete: bool = False) -> None:
         """Sites and facts that no step has carried yet, and the mark that no further step will come."""
-        with self._transaction(complete):
-            pass
+        self._commit((), complete=complete)
         self.contents.complete = complete
 
-    def _put(self, tally: Tally, table: str, n: int, keys: tuple[int, ...], value: bytes) -> None:
-        identity = 0 if table == "header" else self.contents.identity
-        crc = checksum(table, n, keys, value, identity)
-        if n < tally.rows[table]:
-            (old,) = self.connection.execute(f"SELECT crc FROM {table} WHERE n = ?", (n,)).fetchone()
-            tally.exchange(table, old, crc)
-        else:
-            tally.add(table, keys, crc)
-        self.connection.execute(PUT[table], (n, *keys, value, crc))
-
-    @contextmanager
-    def _transaction(self, complete: bool = False) -> Iterator[Tally]:
-        """Everything within, with the sites and facts that changed and a new seal, or nothing."""
+    def _commit(self, rows: Sequence[_Row], complete: bool = False, first: Sequence[str] = ()) -> None:
+        """The rows, with the sites and facts that changed and a new seal, or nothing."""
         tally = self.contents.tally.copy()
         sites, facts = dict(self.changed_sites), self.changed_facts
         sealed = failed = False
+        execute = self.connection.execute
         try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield tally
+            execute("BEGIN IMMEDIATE")
+            for sql in first:
+                execute(sql)
+            for row in rows:
+                self._put(tally, *row)
             for i, site in sorted(sites.items()):
                 self._put(tally, "sites", i, (), site_to_bytes(site))
             if facts:
                 self._put(tally, "header", 1, (), dumps(self.contents.facts))
-            seal = tally.seal(complete)
-            crc = checksum("seal", 0, (), seal, self.contents.identity)
-            self.connection.execute(PUT["seal"], (0, seal, crc))
+            seal = TABLES.seal(complete, tally)
+            execute(TABLES.put["seal"], (0, seal, TABLES.checksum("seal", 0, (), seal, self.contents.identity)))
             sealed = True
-            self.connection.execute("COMMIT")
+            execute("COMMIT")
         except sqlite3.Error:
             failed = True
             raise
@@ -93,3 +86,13 @@ class Ledger:
                 self.contents.tally = tally
                 self.changed_facts = False
                 self.changed_sites = {}
+
+    def _put(self, tally: Tally, table: str, n: int, keys: tuple[int, ...], value: bytes) -> None:
+        identity = 0 if table == "header" else self.contents.identity
+        crc = TABLES.checksum(table, n, keys, value, identity)
+        if table != "histograms" and n < tally.rows[table]:  # of these there are fewer rows than steps
+            (old,) = self.connection.execute(f"SELECT crc FROM {table} WHERE n = ?", (n,)).fetchone()
+            tally.exchange(table, old, crc)
+        else:
+            tally.add(table, crc)
+        self.connection.execute(TABLES.put[table], (n, *keys, value, crc))

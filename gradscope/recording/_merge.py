@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from gradscope.recording import _place
 from gradscope.recording._errors import RecordingError
 from gradscope.recording._moments import COLUMNS, Ints, Moments, StepRecord
-from gradscope.recording._opening import opened
 from gradscope.recording._rank_file import RankFile
 from gradscope.recording._recording import PathLike, Recording
+from gradscope.recording._sampling import FACT, joined, sampling_of
 from gradscope.recording._site import SIGNALS, Signal
 from gradscope.recording._source import Source
 from gradscope.recording._writing import Writer
@@ -55,11 +55,13 @@ def merge_recordings(paths: Sequence[PathLike], out: PathLike, *, overwrite: boo
         raise ValueError(f"out={str(out)!r} is one of the recordings to merge: choose another")
     _place.check_free(target, overwrite)
     with ExitStack() as stack:
-        files = [RankFile(path, stack.enter_context(opened(path))) for path in sources]
+        files = [RankFile.opened(path, stack) for path in sources]
         files.sort(key=lambda file: file.rank)
         _check_one_run(files)
         first = files[0]
         facts = first.contents.facts | {"merged_from": [file.path.name for file in files]}
+        if (sampling := joined(sampling_of(file.contents.facts) for file in files)) is not None:
+            facts[FACT] = sampling.fact()
         writer = Writer(None, facts, edges=first.contents.layout.edges)
         merged = Recording(Source(writer.contents, None, writer))
         _add_sites(merged, files)

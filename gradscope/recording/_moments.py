@@ -34,6 +34,9 @@ float32. Zeros and non-finite entries are not in a histogram; what lies beyond a
 
 HISTOGRAM_EDGES.flags.writeable = False
 
+NOT_COUNTED = -1
+"""In place of a number of entries: nobody counted them. It is no 0, and what is derived from it is NaN."""
+
 
 class MomentColumns(Protocol):
     """What a statistic may read: the columns of `Moments`, decoded when asked for."""
@@ -54,6 +57,8 @@ class MomentColumns(Protocol):
     def nans(self) -> Ints: ...
     @property
     def infs(self) -> Ints: ...
+    @property
+    def subnormals(self) -> Ints: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,8 @@ class Moments:
         zeros: entries that are exactly zero.
         nans: entries that are NaN.
         infs: entries that are +inf or −inf.
+        subnormals: finite entries that are not 0 and below the smallest normal number of the tensor's own dtype;
+            −1 where nobody counted them (as in a file of an older version), which is the default.
 
     >>> m = Moments.from_array([0.0, 3.0, float("nan")])
     >>> int(m.count[0]), float(m.mean[0]), float(m.std[0]), int(m.zeros[0]), int(m.nans[0])
@@ -85,12 +92,17 @@ class Moments:
     zeros: Ints
     nans: Ints
     infs: Ints
+    subnormals: Ints = field(default_factory=lambda: np.array(NOT_COUNTED))
 
     def __post_init__(self) -> None:
+        known = self.__dict__  # written past the frozen dataclass, each column contiguous, for its bytes are joined
         for name, dtype in COLUMNS.items():
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
-        shapes = {name: getattr(self, name).shape for name in COLUMNS}
-        if self.count.ndim != 1 or len(set(shapes.values())) != 1:
+            known[name] = np.asarray(known[name], dtype, "C")
+        shape = self.count.shape
+        if self.subnormals.ndim == 0 and len(shape) == 1:
+            known["subnormals"] = np.full(shape, self.subnormals)
+        if len(shape) != 1 or any(known[name].shape != shape for name in COLUMNS):
+            shapes = {name: known[name].shape for name in COLUMNS}
             raise ValueError(f"the columns of Moments are one-dimensional and of one length, got shapes {shapes}")
 
     def __len__(self) -> int:
@@ -106,7 +118,7 @@ class Moments:
         """Rows that have seen no entry: the neutral element of `merge`."""
         none = np.zeros(rows, np.int64)
         nan = np.full(rows, np.nan)
-        return Moments(none, nan, nan, nan, nan, none, none, none)
+        return Moments(none, nan, nan, nan, nan, none, none, none, none)
 
     @staticmethod
     def from_array(x: ArrayLike) -> Moments:
@@ -114,6 +126,7 @@ class Moments:
         values = np.asarray(x)
         if values.dtype.kind == "c":
             raise TypeError(f"x has dtype {values.dtype}; moments are those of real numbers")
+        subnormals = _subnormals(values)
         values = values.astype(np.float64).ravel()
         finite = values[np.isfinite(values)]
         row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
@@ -121,6 +134,7 @@ class Moments:
         row["zeros"] = np.count_nonzero(values == 0)
         row["nans"] = np.count_nonzero(np.isnan(values))
         row["infs"] = np.count_nonzero(np.isinf(values))
+        row["subnormals"] = subnormals
         if finite.size:
             # A power of two takes the largest entry to [1/2, 1): no sum or square leaves float64's range.
             exponent = int(np.frexp(np.abs(finite).max())[1])
@@ -167,7 +181,21 @@ class Moments:
             zeros=a.zeros + b.zeros,
             nans=a.nans + b.nans,
             infs=a.infs + b.infs,
+            subnormals=np.where(
+                (a.subnormals < 0) & (a.count > 0) | (b.subnormals < 0) & (b.count > 0),
+                NOT_COUNTED,
+                np.maximum(a.subnormals, 0) + np.maximum(b.subnormals, 0),
+            ),
         )
+
+
+def _subnormals(values: NDArray[Any]) -> int:
+    """How many entries of an array are subnormal in its own dtype."""
+    if values.dtype.kind in "biu":
+        return 0
+    if not np.issubdtype(values.dtype, np.floating):  # a type that numpy does not know
+        return NOT_COUNTED
+    return int(np.count_nonzero((values != 0) & (np.abs(values) < np.finfo(values.dtype).smallest_normal)))
 
 
 COLUMNS: dict[str, type[np.float64] | type[np.int64]] = {

@@ -41,7 +41,8 @@ _NORMAL = {name: limits.normal for name, limits in FORMATS.items()} | {"float32"
 class PrecisionShare:
     """What would become of one site's entries in a type of reduced precision, as fractions in [0, 1] of all entries.
 
-    All are NaN for a tensor without entries.
+    All are NaN for a tensor without entries. Where the histogram is a sample, those that come from it are estimates:
+    shares of the sample. Whether any entry overflows is still known, by the extremes, which are never sampled.
 
     Attributes:
         site: where.
@@ -75,8 +76,10 @@ def known_dtype(dtype: object) -> str:
     return name
 
 
-def precision_share(site: Site, dtype: str, edges: Floats, histogram: Ints, moments: Moments) -> PrecisionShare:
-    """The share of one site, from its histogram `(bins,)` and its one row of moments.
+def precision_share(
+    site: Site, dtype: str, edges: Floats, histogram: Ints, moments: Moments, sampled: bool = False
+) -> PrecisionShare:
+    """The share of one site, from its histogram `(bins,)`, which may be a sample, and its one row of moments.
 
     Raises:
         ValueError: the histogram's edges (log2, `(bins + 1,)`) do not separate what the type tells apart.
@@ -89,8 +92,10 @@ def precision_share(site: Site, dtype: str, edges: Floats, histogram: Ints, mome
             f"the histograms of this recording have no edges at 2^{limits.flush} and 2^{limits.normal}, "
             f"so they cannot tell what {dtype} loses: record it again"
         )
-    surely, at_most = _overflowed(limits.overflow, edges, histogram, moments)
-    entries = int(moments.count[0])
+    entries, counted, zeros = int(moments.count[0]), int(histogram.sum()), int(moments.zeros[0])
+    sizes = entries - zeros - int(moments.nans[0]) - int(moments.infs[0])  # what a whole histogram counts
+    weight = max(sizes, 0) / counted if sampled and counted else 1.0  # entries that one in the histogram stands for
+    surely, at_most = _overflowed(limits.overflow, edges, histogram, moments, weight)
 
     def share(n: float) -> float:
         return n / entries if entries else float("nan")
@@ -98,12 +103,12 @@ def precision_share(site: Site, dtype: str, edges: Floats, histogram: Ints, mome
     return PrecisionShare(
         site=site,
         dtype=dtype,
-        zero=share(int(moments.zeros[0])),
-        flushed=share(flushed),
-        subnormal=share(small - flushed),
+        zero=share(zeros),
+        flushed=share(weight * flushed),
+        subnormal=share(weight * (small - flushed)),
         overflowed=share(surely),
         overflowed_at_most=share(at_most),
-        subnormal_already=share(_subnormal_in(site.dtype, edges, histogram)),
+        subnormal_already=share(weight * _subnormal_in(site.dtype, edges, histogram)),
     )
 
 
@@ -122,19 +127,22 @@ def _subnormal_in(dtype: str, edges: Floats, histogram: Ints) -> float:
     return float("nan") if below is None else below
 
 
-def _overflowed(limit: float, edges: Floats, histogram: Ints, moments: Moments) -> tuple[int, int]:
+def _overflowed(limit: float, edges: Floats, histogram: Ints, moments: Moments, weight: float) -> tuple[float, float]:
     """How many entries are surely, and how many are at most, of at least this size."""
     at = _bin_of(limit, edges)
-    surely = int(histogram[at + 1 :].sum())
-    at_most = surely + int(histogram[at])
+    surely = weight * int(histogram[at + 1 :].sum())
+    at_most = surely + weight * int(histogram[at])
     low, high = float(moments.min[0]), float(moments.max[0])
     largest, counted = max(-low, high), np.flatnonzero(histogram)
     # The extremes only count where they are those of the histogram's entries: a loss scale, say, may have been
     # divided out of the one and not of the other.
-    if not counted.size or not np.isfinite(largest) or _bin_of(largest, edges) != counted[-1]:
+    if not counted.size or not np.isfinite(largest):
+        return surely, at_most
+    beyond = _bin_of(largest, edges) - int(counted[-1])
+    if beyond < 0 or (beyond and weight == 1.0):  # a sample may have missed the largest
         return surely, at_most
     extremes = int(high >= limit) + int(-low >= limit)
-    return (max(surely, extremes), at_most) if extremes else (0, 0)
+    return (max(surely, extremes), max(at_most, extremes)) if extremes else (0.0, 0.0)
 
 
 def _bin_of(size: float, edges: Floats) -> int:

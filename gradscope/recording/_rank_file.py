@@ -1,21 +1,21 @@
-"""The recording that one rank of a distributed run wrote, read step by step in one snapshot."""
+"""The recording that one rank of a distributed run wrote, read step by step."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradscope.recording import _reading
+from gradscope.recording import _flags, _reading
 from gradscope.recording._codec import Blob
-from gradscope.recording._contents import Contents
 from gradscope.recording._errors import RecordingError
+from gradscope.recording._frame import Frame
 from gradscope.recording._moments import Ints, Moments
 from gradscope.recording._opening import explained
-from gradscope.recording._source import LazyMoments
+from gradscope.recording._source import Source
 
 
 class RankFile:
@@ -30,18 +30,24 @@ class RankFile:
         merged_ids: by site id, the site's id in the merged recording.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, source: Source, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        with explained(path):
-            self.contents: Contents = _reading.load(connection, path)
+        self.contents = source.contents
         self.rank, self.ranks = self._whole_number("rank"), self._whole_number("ranks")
         if not 0 <= self.rank < self.ranks:
             raise RecordingError(f"recording {path} is of rank {self.rank} of {self.ranks}: there is no such rank")
         self.sharded = bool(self.contents.facts.get("sharded", False))
         self.merged_ids: Ints = np.empty(0, np.int64)
         self._at = {step: at for at, step in enumerate(self.contents.steps)}
-        self._rows: dict[tuple[str, int], _Rows] = {}
+        self._body: tuple[int, Frame, memoryview] | None = None
+        self._blob: tuple[int, Blob] | None = None
+
+    @classmethod
+    def opened(cls, path: Path, stack: ExitStack) -> RankFile:
+        """The file at a path, open as long as the stack is."""
+        source = Source.load(path)
+        return cls(path, source, stack.enter_context(source.connection()))
 
     def _whole_number(self, fact: str) -> int:
         value = self.contents.facts.get(fact)
@@ -62,36 +68,30 @@ class RankFile:
 
     def skipped(self, step: int) -> bool:
         """Whether the optimizer skipped the step."""
-        return bool(self.contents.skipped[self._at[step]])
+        return bool(self._flags(step) & _flags.SKIPPED)
 
     def moments(self, step: int, signal: int) -> tuple[Ints, Moments] | None:
         """Ids in the merged recording, and their moments; None where the step has none of that signal."""
-        row = self._row("moments", step, signal)
-        return row and (row[0], LazyMoments(row[1], self.contents.layout.columns).decoded())
+        if not self._flags(step) & _flags.bit("moments", signal):
+            return None
+        at = self._at[step]
+        with explained(self.path):
+            if self._body is None or self._body[0] != at:
+                self._body = next(_reading.bodies(self._connection, self.contents, np.array([at])))
+            _, frame, body = self._body
+            part = _reading.part_of(frame, signal, at)
+        return self.merged_ids[part.ids], _reading.LazyMoments(part, [body]).decoded()
 
     def histograms(self, step: int, signal: int) -> tuple[Ints, Ints] | None:
         """Likewise, and their counts `(sites, bins)`."""
-        row = self._row("histograms", step, signal)
-        return row and (row[0], row[1].ints(1).reshape(len(row[0]), len(self.contents.layout.edges) - 1))
-
-    def _row(self, table: str, step: int, signal: int) -> tuple[Ints, Blob] | None:
-        key = (table, signal)
+        if not self._flags(step) & _flags.bit("histograms", signal):
+            return None
+        at = self._at[step]
         with explained(self.path):
-            if key not in self._rows:
-                stop = self.contents.tally.rows[table]
-                self._rows[key] = _Rows(_reading.blobs(self._connection, self.contents, table, signal, 0, stop))
-            row = self._rows[key].of(self._at[step])
-        return row and (self.merged_ids[row[0]], row[1])
+            if self._blob is None or self._blob[0] != at:
+                self._blob = at, _reading.histogram_blob(self._connection, self.contents, at)
+            ids, counts = _reading.histograms(self.contents, self._blob[1], signal)
+        return self.merged_ids[ids], counts
 
-
-class _Rows:
-    """The rows of one signal, taken in the order in which they are stored."""
-
-    def __init__(self, rows: Iterator[tuple[int, Ints, Blob]]) -> None:
-        self._rows = rows
-        self._next = next(rows, None)
-
-    def of(self, at: int) -> tuple[Ints, Blob] | None:
-        while self._next is not None and self._next[0] < at:
-            self._next = next(self._rows, None)
-        return self._next[1:] if self._next is not None and self._next[0] == at else None
+    def _flags(self, step: int) -> int:
+        return self.contents.flags[self._at[step]]

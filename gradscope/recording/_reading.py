@@ -1,137 +1,155 @@
-"""Reading a recording's rows, every checksum compared: all of them once, then those that an answer needs."""
+"""Reading the rows that an answer needs, every checksum compared, and every row missed that is not there."""
 
 from __future__ import annotations
 
 import sqlite3
-import struct
-from bisect import bisect_left
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from gradscope.recording._codec import Blob
-from gradscope.recording._contents import Contents, Layout, site_from_bytes
-from gradscope.recording._errors import RecordingError
+import numpy as np
+
+from gradscope.recording._codec import SIZE, Blob, decode
+from gradscope.recording._contents import Contents
+from gradscope.recording._frame import Frame, Part
 from gradscope.recording._json import loads
-from gradscope.recording._moments import Ints
-from gradscope.recording._opening import Damage, foreign
-from gradscope.recording._schema import APPLICATION_ID, DDL, GET, SCHEMA, checksum, is_complete
-from gradscope.recording._site import SIGNALS
+from gradscope.recording._moments import COLUMNS, Ints, Moments
+from gradscope.recording._opening import Damage
+from gradscope.recording._verifying import NONSENSE, Row, missing, verified
 
-_NONSENSE = (struct.error, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError)
-
-Row = tuple[int, tuple[int, ...], bytes]
+MOST_ROWS, MOST_BYTES = 256, 2**23
+"""How many rows, and bytes, are read before they are handed on."""
 
 
-def verified(connection: sqlite3.Connection, table: str, identity: int, where: str = "") -> Iterator[tuple[Row, int]]:
-    """The rows (n, keys, value) of a table in order, each with its checksum, which has been compared."""
-    for row in connection.execute(f"{GET[table]} {where} ORDER BY n"):
-        n, *keys, value, crc = row
-        try:
-            good = crc == checksum(table, n, tuple(keys), value, identity)
-        except _NONSENSE as e:
-            raise Damage(f"table {table} holds what no GradScope wrote ({e})") from e
-        if not good:
-            raise Damage(f"row {n} of table {table} does not match its checksum")
-        yield (n, tuple(keys), value), crc
+class LazyMoments:
+    """The moments of one signal in some steps that lie alike, `(steps × sites,)`.
+
+    Each column is decoded when it is read: a statistic costs only what it needs.
+    """
+
+    def __init__(self, part: Part, bodies: Sequence[memoryview]) -> None:
+        self._part = part
+        self._bodies = bodies
+
+    def __len__(self) -> int:
+        return len(self._bodies) * len(self._part.ids)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in COLUMNS:
+            raise AttributeError(f"moments have no column {name!r}; they have {', '.join(COLUMNS)}")
+        code, start = self._part.places[name]
+        stop = start + len(self._part.ids) * SIZE[code]
+        return decode([body[start:stop] for body in self._bodies], code, len(self), COLUMNS[name])
+
+    def decoded(self) -> Moments:
+        """All columns."""
+        return Moments(*(getattr(self, name) for name in COLUMNS))
 
 
-def load(connection: sqlite3.Connection, path: Path) -> Contents:
-    """Everything but the blobs, after every row of every table has been verified, in one snapshot."""
-    connection.execute("BEGIN")  # so that a writer in another process does not come in between
-    _check_format(connection, path)
-    try:
-        return _load(connection)
-    except _NONSENSE as e:
-        raise Damage(f"it holds what no GradScope wrote ({e})") from e
+class Batch(NamedTuple):
+    """Moments of one signal: indices of some steps, ids of the sites that each of them has, and the moments of all."""
 
-
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
-        # SQLite takes a file of a few bytes for an empty database.
-        raise RecordingError(foreign(path) or f"{path} is an SQLite database, but not a recording")
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    if schema > SCHEMA:
-        raise RecordingError(
-            f"recording {path} has schema version {schema}, and this GradScope reads up to {SCHEMA}: "
-            "upgrade torch-gradscope"
-        )
-    tables = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY rowid").fetchall()
-    if schema != SCHEMA or tables != [("table", table, table, sql) for table, sql in DDL.items()]:
-        raise Damage(f"its tables are not those of schema version {SCHEMA}")
-
-
-def _load(connection: sqlite3.Connection) -> Contents:
-    contents, sealed = None, False
-    for table in GET:
-        identity = contents.identity if contents else 0  # the header says what the others begin with
-        for expected, ((n, keys, value), crc) in enumerate(verified(connection, table, identity)):
-            if n != expected:
-                raise Damage(f"row {expected} of table {table} is missing")
-            if contents is None:
-                contents = Contents(Layout.loads(value))
-            if table == "seal":
-                contents.complete = is_complete(value)
-                if n or value != contents.tally.seal(contents.complete):
-                    raise Damage("its rows are not those that were last written")
-                sealed = True
-            else:
-                contents.tally.add(table, keys, crc)
-                _take(contents, table, n, keys, value)
-    if contents is None or not sealed:
-        raise Damage("its seal is missing")
-    return contents
-
-
-def _take(contents: Contents, table: str, n: int, keys: tuple[int, ...], value: bytes) -> None:
-    """Keep what is kept in memory."""
-    if table == "header" and n == 1:
-        contents.facts = dict(loads(value))
-    elif table == "sites":
-        contents.sites.append(site_from_bytes(value))
-    elif table == "steps":
-        contents.steps.append(keys[0])
-        contents.skipped.append(bool(keys[1]))
-    elif keys and not (0 <= keys[0] < contents.recorded and 0 <= keys[1] < len(SIGNALS)):
-        raise Damage(f"row {n} of table {table} belongs to no step or signal")
+    steps: list[int]
+    ids: Ints
+    moments: LazyMoments
 
 
 def notes(connection: sqlite3.Connection, contents: Contents, start: int, stop: int) -> Iterator[dict[str, Any]]:
     """The notes of the steps from index `start` to before `stop`."""
-    for (_, _, value), _ in verified(connection, "steps", contents.identity, f"WHERE n >= {start} AND n < {stop}"):
-        yield loads(value)
-
-
-def blobs(
-    connection: sqlite3.Connection, contents: Contents, table: str, signal: int, start: int, stop: int
-) -> Iterator[tuple[int, Ints, Blob]]:
-    """The blobs of one signal in the rows from `start` to before `stop`: step's index, site ids, blob."""
-    width = len(contents.layout.edges) - 1 if table == "histograms" else 1
-    columns = 1 if table == "histograms" else len(contents.layout.columns)
-    where = f"WHERE signal = {signal} AND n >= {start} AND n < {stop}"
-    for (n, (at, _), value), _ in verified(connection, table, contents.identity, where):
+    for n, _, value in _rows(connection, contents, "steps", np.arange(start, stop)):
         try:
-            blob = Blob(value)
-            sites = blob.entries(0)
-            entries = [blob.entries(i) for i in range(1, len(blob))]
-            if entries != columns * [sites * width] or sites > len(contents.sites):
-                raise ValueError(f"{sites} sites with columns of {entries} entries")
-            ids = blob.ints(0)
-            if sites and not 0 <= ids.min() <= ids.max() < len(contents.sites):
-                raise ValueError(f"site ids from {ids.min()} to {ids.max()}")
-        except _NONSENSE as e:
-            raise Damage(f"row {n} of table {table} holds what no GradScope wrote ({e})") from e
-        yield at, ids, blob
+            row = dict(loads(value))
+        except NONSENSE as e:
+            raise Damage(f"row {n} of table steps holds what no GradScope wrote ({e})") from e
+        yield row
 
 
-def rows_of_step(connection: sqlite3.Connection, table: str, rows: int, at: int) -> tuple[int, int]:
-    """The first row of a step among the first `rows` of a table, and the one after its last."""
+def moments(
+    connection: sqlite3.Connection, contents: Contents, signal: int, steps: Ints, most: int = MOST_ROWS
+) -> Iterator[Batch]:
+    """The moments of a signal (index into SIGNALS) in steps that have some, given by their indices in growing order.
 
-    def step_of(n: int) -> int:
-        row = connection.execute(f"SELECT at FROM {table} WHERE n = ?", (n,)).fetchone()
-        if row is None or not isinstance(row[0], int):
-            raise Damage(f"row {n} of table {table} is missing")
-        return row[0]
+    Steps that lie alike come together, at most so many; only one at a time comes in order.
+    """
+    waiting: dict[int, tuple[Part, list[int], list[memoryview]]] = {}
+    rows = size = 0
+    for n, frame, body in bodies(connection, contents, steps):
+        part = part_of(frame, signal, n)
+        _, numbers, parts = waiting.setdefault(id(part), (part, [], []))
+        numbers.append(n)
+        parts.append(body)
+        rows, size = rows + 1, size + len(body)
+        if rows >= most or size > MOST_BYTES:
+            yield from _batches(waiting)
+            waiting, rows, size = {}, 0, 0
+    yield from _batches(waiting)
 
-    start = bisect_left(range(rows), at, key=step_of)  # rows come in the order of steps
-    return start, bisect_left(range(rows), at + 1, lo=start, key=step_of)
+
+def _batches(waiting: dict[int, tuple[Part, list[int], list[memoryview]]]) -> Iterator[Batch]:
+    for part, numbers, parts in waiting.values():
+        yield Batch(numbers, part.ids, LazyMoments(part, parts))
+
+
+def bodies(connection: sqlite3.Connection, contents: Contents, steps: Ints) -> Iterator[tuple[int, Frame, memoryview]]:
+    """Index, frame and body of each of these steps' row of moments."""
+    for n, (number,), value in _rows(connection, contents, "moments", steps):
+        try:
+            body = memoryview(value)
+            if number >= 0:
+                frame = contents.frame(number)
+            else:
+                end = 4 + int.from_bytes(body[:4], "little")
+                frame = Frame.loads(value[4:end], contents.layout.columns, len(contents.sites))
+                body = body[end:]
+            if len(body) != frame.size:
+                raise ValueError(f"a body of {len(body)} bytes in a frame of {frame.size}")
+        except NONSENSE as e:
+            raise Damage(f"row {n} of table moments holds what no GradScope wrote ({e})") from e
+        yield n, frame, body
+
+
+def part_of(frame: Frame, signal: int, n: int) -> Part:
+    """The part of a signal in the frame of step n, which has it by its flags."""
+    if signal not in frame.parts:
+        raise Damage(f"row {n} of table moments lacks a signal that its step has")
+    return frame.parts[signal]
+
+
+def histogram_blob(connection: sqlite3.Connection, contents: Contents, at: int) -> Blob:
+    """The histograms of a step that has some."""
+    ((n, _, value),) = _rows(connection, contents, "histograms", np.array([at]))
+    try:
+        return Blob(value)
+    except NONSENSE as e:
+        raise Damage(f"row {n} of table histograms holds what no GradScope wrote ({e})") from e
+
+
+def histograms(contents: Contents, blob: Blob, signal: int) -> tuple[Ints, Ints]:
+    """Site ids `(sites,)` and counts `(sites, bins)` of one signal in a blob that has it."""
+    bins = len(contents.layout.edges) - 1
+    try:
+        heads = blob.ints(0).reshape(-1, 3)
+        (at,) = np.flatnonzero(heads[:, 0] == signal)
+        _, low, high = heads[at].tolist()
+        ids = blob.ints(1 + 2 * int(at))
+        counts = np.zeros((len(ids), bins), np.int64)
+        counts[:, low:high] = blob.ints(2 + 2 * int(at)).reshape(len(ids), high - low)
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(contents.sites):
+            raise ValueError(f"site ids from {ids.min()} to {ids.max()}")
+    except NONSENSE as e:
+        raise Damage(f"a row of table histograms holds what no GradScope wrote ({e})") from e
+    return ids, counts
+
+
+def _rows(connection: sqlite3.Connection, contents: Contents, table: str, numbers: Ints) -> Iterator[Row]:
+    """The rows of these numbers, which grow; Damage where one is not there."""
+    wanted, identity = numbers.tolist(), contents.identity
+    if wanted and wanted[-1] - wanted[0] == len(wanted) - 1:
+        ends = (wanted[0], wanted[-1])
+        found = verified(connection, table, identity, "WHERE n >= ? AND n <= ?", ends)
+    else:
+        found = (row for n in wanted for row in verified(connection, table, identity, "WHERE n = ?", (n,)))
+    for n in wanted:
+        row = next(found, None)
+        if row is None or row[0][0] != n:
+            raise Damage(missing(table, n))
+        yield row[0]

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gradscope.recording import _place, _reading
+from gradscope.recording import _place
 from gradscope.recording._copying import copy
 from gradscope.recording._errors import RecordingError
 from gradscope.recording._moments import StepRecord
-from gradscope.recording._opening import opened
 from gradscope.recording._site import Site
 from gradscope.recording._source import Source
 from gradscope.recording._view import View
@@ -81,14 +80,14 @@ class Recording(View):
     def load(cls, path: PathLike) -> Self:
         """The recording at a path, read-only, after every checksum in it has been verified.
 
-        One that is still being written is loaded as it is now; `load` again to see more.
+        Of a file over 64 MiB the moments and histograms are not read yet: their checksums are verified when they are,
+        or all at once by `verify`. A recording that is still being written is loaded as it is now; `load` again to
+        see more.
 
         Raises:
             RecordingError: the file is missing, foreign, cut, damaged, or of a newer version.
         """
-        place = Path(path).absolute()
-        with opened(place) as connection:
-            return cls(Source(_reading.load(connection, place), place))
+        return cls(Source.load(Path(path).absolute()))
 
     def add_site(self, site: Site) -> int:
         """Add a site and return its id: 0, 1, 2, … over all signals. The next step takes it to the file."""
@@ -111,6 +110,14 @@ class Recording(View):
     def waiting(self) -> int:
         """How many steps wait to be written; 0 unless the file is in trouble."""
         return 0 if self._source.writer is None else self._source.writer.waiting
+
+    def verify(self) -> None:
+        """Read everything that is in the file now, and compare each row with its checksum and all with their sum.
+
+        Raises:
+            RecordingError: the file is damaged, or no longer this recording's.
+        """
+        self._source.verify()
 
     def set_fact(self, key: str, value: object) -> None:
         """Set one fact of the run. The next step takes it to the file."""

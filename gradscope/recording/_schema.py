@@ -1,92 +1,113 @@
 """The tables of a recording's file, and the sums that make damage noticed.
 
-Every row has a consecutive number `n` from 0, its keys, a value, and a CRC-32 over all of them and the run's
-random identity. The seal, one row rewritten with every step, holds how many rows each table has and the sum
-of their checksums: a row that was cut off, lost, doubled, or came back in an older state breaks it.
+Every row has a number `n`, its keys, a value, and a CRC-32 over all of them and the run's random identity. The seal,
+one row rewritten with every step, holds how many rows each table has and the sum of their checksums: a row that was
+cut off, lost, doubled, or came back in an older state breaks it.
 
     header      0: layout (JSON); 1: facts (JSON)
     sites       n is the site's id (JSON)
-    steps       step, skipped; notes (JSON)
-    moments     at (n of the step), signal (index into SIGNALS); a blob of site ids and the moments
-    histograms  likewise; a blob of site ids and the counts
+    frames      how the bodies of some steps lie (`_frame`)
+    steps       step's number, flags: what the step has (`_flags`); notes (JSON)
+    moments     frame (−1: it begins the value); the body: every signal's columns. n is that of the step
+    histograms  of a step that has some; a blob of heads, site ids and counts. n is that of the step
     seal        one row: complete, rows and sums of each table
+
+In all but `histograms` the numbers are consecutive from 0, and the flags say which numbers `histograms` has. So a
+reader knows which rows there must be before it reads any, and need not read those that it is not asked for.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections import Counter
 
 APPLICATION_ID = 0x47536370  # "GScp", in SQLite's own header
-SCHEMA = 1
-
-KEYS: dict[str, tuple[str, ...]] = {
-    "header": (),
-    "sites": (),
-    "steps": ("step", "skipped"),
-    "moments": ("at", "signal"),
-    "histograms": ("at", "signal"),
-    "seal": (),
-}
-SEALED = tuple(table for table in KEYS if table != "seal")
-
-DDL: dict[str, str] = {
-    table: f"CREATE TABLE {table}(n INTEGER PRIMARY KEY, "
-    + "".join(f"{key} INTEGER NOT NULL, " for key in keys)
-    + "value BLOB NOT NULL, crc INTEGER NOT NULL)"
-    for table, keys in KEYS.items()
-}
-PUT = {
-    table: f"INSERT OR REPLACE INTO {table} VALUES({', '.join('?' * (len(keys) + 3))})" for table, keys in KEYS.items()
-}
-GET = {table: f"SELECT {', '.join(('n', *keys, 'value', 'crc'))} FROM {table}" for table, keys in KEYS.items()}
-
-_TAGS = {table: i for i, table in enumerate(KEYS)}
-_KEY = {table: struct.Struct(f"<{len(keys) + 2}q") for table, keys in KEYS.items()}
-_SEAL = struct.Struct(f"<?{2 * len(SEALED)}Q")
+SCHEMA = 2
 
 
-def checksum(table: str, n: int, keys: tuple[int, ...], value: bytes, identity: int) -> int:
-    """CRC-32 over table, number, keys and value, begun with that of the run's identity."""
-    return zlib.crc32(value, zlib.crc32(_KEY[table].pack(_TAGS[table], n, *keys), identity))
+class Tables:
+    """The tables of one schema version: their keys, the statements that make, fill and read them, their sums.
+
+    Attributes:
+        keys: by table, in the order in which it is made, the columns between `n` and `value`.
+        sealed: the tables that the seal counts.
+    """
+
+    def __init__(self, keys: dict[str, tuple[str, ...]]) -> None:
+        self.keys = keys
+        self.sealed = tuple(table for table in keys if table != "seal")
+        self.ddl = {
+            table: f"CREATE TABLE {table}(n INTEGER PRIMARY KEY, "
+            + "".join(f"{key} INTEGER NOT NULL, " for key in own)
+            + "value BLOB NOT NULL, crc INTEGER NOT NULL)"
+            for table, own in keys.items()
+        }
+        self.put = {
+            table: f"INSERT OR REPLACE INTO {table} VALUES({', '.join('?' * (len(own) + 3))})"
+            for table, own in keys.items()
+        }
+        self.get = {
+            table: f"SELECT {', '.join(('n', *own, 'value', 'crc'))} FROM {table}" for table, own in keys.items()
+        }
+        self._tags = {table: i for i, table in enumerate(keys)}
+        self._pack = {table: struct.Struct(f"<{len(own) + 2}q").pack for table, own in keys.items()}
+        self._seal = struct.Struct(f"<?{2 * len(self.sealed)}Q")
+
+    def checksum(self, table: str, n: int, keys: tuple[int, ...], value: bytes, identity: int) -> int:
+        """CRC-32 over table, number, keys and value, begun with that of the run's identity."""
+        return zlib.crc32(value, zlib.crc32(self._pack[table](self._tags[table], n, *keys), identity))
+
+    def seal(self, complete: bool, tally: Tally) -> bytes:
+        """The value of the seal's row."""
+        return self._seal.pack(complete, *tally.rows.values(), *tally.sums.values())
+
+    def tally(self, seal: bytes) -> Tally:
+        """What a seal counts; struct.error where it is none."""
+        _, *numbers = self._seal.unpack(seal)
+        half = len(self.sealed)
+        tally = Tally(self)
+        tally.rows = dict(zip(self.sealed, numbers[:half], strict=True))
+        tally.sums = dict(zip(self.sealed, numbers[half:], strict=True))
+        return tally
+
+
+TABLES = Tables(
+    {
+        "header": (),
+        "sites": (),
+        "frames": (),
+        "steps": ("step", "flags"),
+        "moments": ("frame",),
+        "histograms": (),
+        "seal": (),
+    }
+)
+"""Those of the present version."""
 
 
 class Tally:
-    """How many rows each table has, in all and of each signal, and the sum of their checksums."""
+    """How many rows each table has, and the sum of their checksums."""
 
-    def __init__(self) -> None:
-        self.rows = dict.fromkeys(SEALED, 0)
-        self.sums = dict.fromkeys(SEALED, 0)
-        self.of_signal: Counter[tuple[str, int]] = Counter()
+    def __init__(self, tables: Tables = TABLES) -> None:
+        self.rows = dict.fromkeys(tables.sealed, 0)
+        self.sums = dict.fromkeys(tables.sealed, 0)
 
     def copy(self) -> Tally:
         """An independent copy."""
-        twin = Tally()
-        twin.rows, twin.sums, twin.of_signal = self.rows.copy(), self.sums.copy(), self.of_signal.copy()
+        twin = Tally.__new__(Tally)
+        twin.rows, twin.sums = self.rows.copy(), self.sums.copy()
         return twin
 
-    def add(self, table: str, keys: tuple[int, ...], crc: int) -> None:
+    def add(self, table: str, crc: int) -> None:
         """Count a new row."""
         self.rows[table] += 1
         self.sums[table] = (self.sums[table] + crc) % 2**64
-        if KEYS[table][-1:] == ("signal",):
-            self.of_signal[table, keys[-1]] += 1
 
     def exchange(self, table: str, old: int, new: int) -> None:
         """Count a row that replaces one with the checksum `old`."""
         self.sums[table] = (self.sums[table] + new - old) % 2**64
 
-    def seal(self, complete: bool) -> bytes:
-        """The value of the seal's row."""
-        return _SEAL.pack(complete, *self.rows.values(), *self.sums.values())
-
 
 def is_complete(seal: bytes) -> bool:
-    """Whether the writer closed the file that bears this seal."""
-    return bool(_SEAL.unpack(seal)[0])
-
-
-def completed(seal: bytes) -> bytes:
-    """The same seal, for a file that will not grow."""
-    return _SEAL.pack(True, *_SEAL.unpack(seal)[1:])
+    """Whether the writer closed the file that bears this seal, of whichever version."""
+    return bool(struct.unpack_from("<?", seal)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from gradscope.recording._sampling import FACT
 from gradscope.recording._site import SIGNALS
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ def _rows(recording: View) -> list[tuple[str, str]]:
         ("steps", f"{len(steps)}{span}"),
         ("sites", ", ".join(f"{signal} {n}" for signal, n in counts if n) or "none"),
     ]
-    return rows + [(f"fact {key}", str(value)) for key, value in recording.facts.items()]
+    if recording.sampling is not None:
+        rows.append((FACT, recording.sampling.sentence))
+    return rows + [(f"fact {key}", str(value)) for key, value in recording.facts.items() if key != FACT]
 
 
 def one_line(recording: View) -> str:

@@ -6,39 +6,20 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradscope.recording import _reading
-from gradscope.recording._codec import Blob
+from gradscope.recording import _flags, _reading
 from gradscope.recording._contents import Contents
 from gradscope.recording._errors import RecordingError, unknown_name
-from gradscope.recording._moments import COLUMNS, Ints, Moments
-from gradscope.recording._opening import Damage, explained, opened
-from gradscope.recording._schema import Tally
+from gradscope.recording._loading import load
+from gradscope.recording._moments import Ints
+from gradscope.recording._opening import explained, opened
 from gradscope.recording._site import SIGNALS
+from gradscope.recording._verifying import contents_of
 from gradscope.recording._writing import Writer
-
-Table = Literal["moments", "histograms"]
-
-
-class LazyMoments:
-    """The moments in a blob, each column decoded when it is read: a statistic costs only what it needs."""
-
-    def __init__(self, blob: Blob, layout: tuple[str, ...]) -> None:
-        self._blob = blob
-        self._layout = layout
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in COLUMNS:
-            raise AttributeError(f"moments have no column {name!r}; they have {', '.join(COLUMNS)}")
-        place = 1 + self._layout.index(name)
-        return self._blob.ints(place) if COLUMNS[name] is np.int64 else self._blob.floats(place)
-
-    def decoded(self) -> Moments:
-        """All columns."""
-        return Moments(*(getattr(self, name) for name in COLUMNS))
 
 
 class Source:
@@ -53,6 +34,13 @@ class Source:
         self._path = path
         self.writer = writer
 
+    @classmethod
+    def load(cls, path: Path) -> Source:
+        """That of the recording at a path."""
+        with opened(path) as connection:
+            found = load(connection, path)
+        return cls(found, path) if isinstance(found, Contents) else cls(found.contents, path, found)
+
     @property
     def contents(self) -> Contents:
         """What of the recording is in memory."""
@@ -60,17 +48,19 @@ class Source:
 
     @property
     def path(self) -> Path | None:
-        """The file in which the rows are; None where they are in a temporary database."""
-        return self._path if self.writer is None else self.writer.path
+        """The file of the recording; None where it is in a temporary database only."""
+        return (self.writer and self.writer.path) or self._path
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection to read with."""
-        if self.path is not None:
-            with opened(self.path) as connection:
+        file = self._path if self.writer is None else self.writer.path
+        if file is not None:
+            with opened(file) as connection:
+                connection.execute("BEGIN")  # one snapshot, and locks that are taken once
                 (header,) = connection.execute("SELECT value FROM header WHERE n = 0").fetchone() or (None,)
                 if header != self.contents.layout.dumps():
-                    raise RecordingError(f"{self.path} is no longer the recording that was loaded: load it again")
+                    raise RecordingError(f"{file} is no longer the recording that was loaded: load it again")
                 yield connection
         elif self.writer is not None:
             with self.writer.lock, explained(None):
@@ -78,10 +68,14 @@ class Source:
         else:
             raise RecordingError("the recording has neither a file nor a temporary database")
 
+    def verify(self) -> None:
+        """Compare every row with its checksum, and all of them with the seal."""
+        with self.connection() as connection:
+            contents_of(connection, whole=True)
+
     def ids(self, signal: str) -> list[int]:
         """Ids of a signal's sites, in order of execution; at one depth, alike for all signals of the same names."""
-        if signal not in SIGNALS:
-            raise unknown_name("signal", signal, SIGNALS)
+        _index_of(signal)
         sites = tuple(self.contents.sites)
         first: dict[str, int] = {}
         for i, site in enumerate(sites):
@@ -96,18 +90,20 @@ class Source:
         column[ids] = np.arange(len(ids))
         return column
 
-    def index(self, step: int, signal: str | None = None, table: Table = "moments") -> int:
+    def have(self, part: _flags.Part, signal: str | None = None) -> NDArray[np.bool_]:
+        """Which of the recorded steps have moments (histograms, …) of a signal, or of any, `(steps,)`."""
+        number = None if signal is None else _index_of(signal)
+        contents = self.contents
+        return _flags.have(contents.flags_of(contents.recorded), part, number)
+
+    def index(self, step: int, signal: str | None = None, part: _flags.Part = "moments") -> int:
         """The index from 0 of a step; for a signal, −1 is the last step that has data of it, if any has."""
         steps = self.contents.recorded
         if not -steps <= step < steps:
             raise IndexError(f"step={step} is out of range: {steps} steps are recorded")
         if step == -1 and signal is not None:
-            if signal not in SIGNALS:
-                raise unknown_name("signal", signal, SIGNALS)
-            last = f"SELECT at FROM {table} WHERE signal = ? AND at < ? ORDER BY n DESC LIMIT 1"
-            with self.connection() as connection:
-                row = connection.execute(last, (SIGNALS.index(signal), steps)).fetchone()
-            return int(row[0]) if row else steps - 1
+            having = np.flatnonzero(self.have(part, signal)[:steps])
+            return int(having[-1]) if having.size else steps - 1
         return step % steps
 
     def notes(self) -> Iterator[dict[str, Any]]:
@@ -120,29 +116,23 @@ class Source:
         with self.connection() as connection:
             return next(_reading.notes(connection, self.contents, at, at + 1))
 
-    def moments(
-        self, signal: str, at: int | None = None, tally: Tally | None = None
-    ) -> Iterator[tuple[int, Ints, LazyMoments]]:
-        """The moments of a signal: index of the step, site ids, moments.
+    def moments(self, signal: str, steps: Ints, most: int = _reading.MOST_ROWS) -> Iterator[_reading.Batch]:
+        """The moments of a signal in those of some steps that have some; their indices grow."""
+        having = steps[self.have("moments", signal)[steps]]
+        if having.size:
+            with self.connection() as connection:
+                yield from _reading.moments(connection, self.contents, SIGNALS.index(signal), having, most)
 
-        Of one step, or of every step: those of now, or those that an earlier tally counted.
-        """
-        for step, ids, blob in self._blobs("moments", signal, at, tally or self.contents.tally):
-            yield step, ids, LazyMoments(blob, self.contents.layout.columns)
-
-    def histograms(self, signal: str, at: int | None = None) -> Iterator[tuple[int, Ints, Ints]]:
-        """The histograms of a signal: index of the step, site ids, counts `(sites, bins)`."""
-        for step, ids, blob in self._blobs("histograms", signal, at, self.contents.tally):
-            yield step, ids, blob.ints(1).reshape(len(ids), len(self.contents.layout.edges) - 1)
-
-    def _blobs(self, table: Table, signal: str, at: int | None, tally: Tally) -> Iterator[tuple[int, Ints, Blob]]:
-        number, start, stop = SIGNALS.index(signal), 0, tally.rows[table]
+    def histograms(self, signal: str, at: int) -> tuple[Ints, Ints] | None:
+        """The histograms of a signal in one step: site ids, counts `(sites, bins)`; None where it has none."""
+        if not self.have("histograms", signal)[at]:
+            return None
         with self.connection() as connection:
-            if at is not None:
-                start, stop = _reading.rows_of_step(connection, table, stop, at)
-            seen = 0
-            for row in _reading.blobs(connection, self.contents, table, number, start, stop):
-                yield row
-                seen += 1
-            if at is None and seen != tally.of_signal[table, number]:
-                raise Damage(f"table {table} has {seen} rows of {signal}, not {tally.of_signal[table, number]}")
+            blob = _reading.histogram_blob(connection, self.contents, at)
+            return _reading.histograms(self.contents, blob, SIGNALS.index(signal))
+
+
+def _index_of(signal: str) -> int:
+    if signal not in SIGNALS:
+        raise unknown_name("signal", signal, SIGNALS)
+    return SIGNALS.index(signal)

@@ -95,6 +95,13 @@ def zero_fraction(m: MomentColumns) -> Floats:
         return m.zeros / m.count.astype(np.float64)
 
 
+@statistic("fraction in [0, 1]")
+def subnormal_fraction(m: MomentColumns) -> Floats:
+    """Share of all entries that are subnormal in the tensor's dtype; NaN where not counted, or without entries."""
+    with np.errstate(invalid="ignore"):
+        return np.where(m.subnormals < 0, np.nan, m.subnormals / m.count.astype(np.float64))
+
+
 @statistic("entries")
 def nonfinite_count(m: MomentColumns) -> Floats:
     """Entries that are NaN or infinite."""

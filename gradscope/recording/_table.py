@@ -44,6 +44,7 @@ def step_table(recording: View, step: int = -1, rows: int = 60) -> str:
             *text,
             *_slopes(recording, step),
             *_not_finite(recording, step),
+            *_sampled(recording),
             *_unobserved(recording),
         ]
     )
@@ -58,6 +59,11 @@ def _not_finite(recording: View, step: int, most: int = 5) -> Iterator[str]:
         if named:
             more = f" and {len(named) - most} more" if len(named) > most else ""
             yield f"not finite, and left out above: {signal} of {', '.join(named[:most])}{more}"
+
+
+def _sampled(recording: View) -> Iterator[str]:
+    if recording.sampling is not None:
+        yield f"sampled: {recording.sampling.sentence}"
 
 
 def _unobserved(recording: View, most: int = 8) -> Iterator[str]:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from gradscope.recording import _show
+from gradscope.recording import _flags, _show
 from gradscope.recording._errors import unknown_name
 from gradscope.recording._gradient_states import GradientState, gradient_states
 from gradscope.recording._moments import Floats, Ints, Moments
 from gradscope.recording._precision import PrecisionShare, known_dtype, precision_share
 from gradscope.recording._profile import Profile
+from gradscope.recording._sampling import Sampling, columns_of, sampling_of
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._source import Source
 from gradscope.recording._statistics import get_statistic
@@ -43,6 +44,20 @@ class View:
         return copy.deepcopy(self._source.contents.facts)
 
     @property
+    def sampling(self) -> Sampling | None:
+        """What of the numbers is an estimate from some entries of each large tensor; None where nothing is."""
+        return sampling_of(self._source.contents.facts)
+
+    def is_sampled(self, stat: str) -> bool:
+        """Whether a statistic of large tensors, or their `histogram`, is such an estimate.
+
+        Raises:
+            ValueError: the statistic is unknown.
+        """
+        columns = {stat} if stat == "histogram" else columns_of(stat)
+        return self.sampling is not None and not columns.isdisjoint(self.sampling.of)
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """All sites in order of execution: by depth, then in the order in which they were added."""
         return tuple(sorted(self._source.contents.sites, key=lambda s: s.depth))
@@ -59,7 +74,23 @@ class View:
     @property
     def skipped(self) -> NDArray[np.bool_]:
         """Which of them the optimizer skipped, `(steps,)`."""
-        return np.array(list(self._source.contents.skipped[: self._source.contents.recorded]), dtype=bool)
+        contents = self._source.contents
+        return np.asarray(contents.flags_of(contents.recorded) & _flags.SKIPPED, dtype=bool)
+
+    @property
+    def findings(self) -> NDArray[np.bool_]:
+        """Which of them were skipped, or had something NaN or infinite in any signal, `(steps,)`; nothing is read."""
+        contents = self._source.contents
+        flags = contents.flags_of(contents.recorded)
+        return np.asarray(flags & (_flags.SKIPPED | _flags.NOTED), dtype=bool) | _flags.have(flags, "nonfinite")
+
+    def recorded(self, signal: Signal) -> NDArray[np.bool_]:
+        """Which steps have data of a signal, `(steps,)`; nothing is read."""
+        return self._source.have("moments", signal)
+
+    def nonfinite(self, signal: Signal) -> NDArray[np.bool_]:
+        """At which steps some entry of a signal was NaN or infinite, `(steps,)`; nothing is read."""
+        return self._source.have("nonfinite", signal)
 
     @property
     def note_names(self) -> tuple[str, ...]:
@@ -75,38 +106,45 @@ class View:
         """All notes of one step, texts included (`step` is an index into `steps`)."""
         return self._source.notes_at(self._source.index(step))
 
-    def values(self, signal: Signal, stat: str) -> Floats:
+    def values(self, signal: Signal, stat: str, steps: ArrayLike | None = None) -> Floats:
         """A statistic of a signal, `(steps, sites)` in the order of `sites_of`; NaN where there are no data.
+
+        Args:
+            signal: what was observed.
+            stat: name of the statistic.
+            steps: indices into `steps`, in any order, negative ones from the end; None is every step. No others
+                are read.
 
         Raises:
             ValueError: the signal or the statistic is unknown.
-            RecordingError: the file has been damaged since it was loaded.
+            IndexError: there is no such step.
+            RecordingError: the file is damaged, or has been since it was loaded.
         """
         function = get_statistic(stat).function
-        # A tally never changes (the writer makes new ones): what a thread appends from here on is left out.
-        tally = self._source.contents.tally
+        recorded = self._source.contents.recorded  # what a thread appends from here on is left out
         column = self._source.columns(signal)
-        out = np.full((tally.rows["steps"], column.max(initial=-1) + 1), np.nan)
-        for at, ids, moments in self._source.moments(signal, tally=tally):
-            out[at, column[ids]] = function(moments)
-        return out
+        every = np.arange(recorded)
+        chosen, places = (every, every) if steps is None else np.unique(_indices(steps, recorded), return_inverse=True)
+        out = np.full((len(chosen), column.max(initial=-1) + 1), np.nan)
+        for at, ids, moments in self._source.moments(signal, chosen):
+            rows = np.searchsorted(chosen, at)
+            out[rows[:, None], column[ids]] = function(moments).reshape(len(rows), len(ids))
+        return out if steps is None else out[places]
 
     def moments(self, signal: Signal, step: int = -1) -> tuple[tuple[Site, ...], Moments]:
         """The raw moments of one step (an index into `steps`): the sites that have data, a row for each."""
         sites, column = self.sites_of(signal), self._source.columns(signal)
-        rows = list(self._source.moments(signal, self._source.index(step, signal)))
-        if not rows:
-            return (), Moments.empty(0)
-        _, ids, moments = rows[0]
-        order = np.argsort(column[ids])
-        return tuple(sites[i] for i in column[ids][order]), moments.decoded().take(order)
+        at = np.array([self._source.index(step, signal)])
+        for _, ids, moments in list(self._source.moments(signal, at)):
+            order = np.argsort(column[ids])
+            return tuple(sites[i] for i in column[ids][order]), moments.decoded().take(order)
+        return (), Moments.empty(0)
 
     def rows(self) -> Iterator[tuple[int, Signal, tuple[Site, ...], Moments]]:
         """All moments in the order of signals and steps, read as they are asked for: step, signal, sites, moments."""
-        tally = self._source.contents.tally
         steps, sites = self.steps, list(self._source.contents.sites)
         for signal in SIGNALS:
-            for at, ids, moments in self._source.moments(signal, tally=tally):
+            for (at,), ids, moments in self._source.moments(signal, np.arange(len(steps)), most=1):
                 yield int(steps[at]), signal, tuple(sites[i] for i in ids), moments.decoded()
 
     def profile(self, signal: Signal, stat: str = "rms", step: int = -1, role: Role | None = None) -> Profile:
@@ -145,7 +183,8 @@ class View:
         if site_name not in column:
             raise unknown_name("site_name", site_name, column)
         at = self._source.index(step, signal, "histograms")
-        for _, ids, counts in list(self._source.histograms(signal, at)):
+        if found := self._source.histograms(signal, at):
+            ids, counts = found
             row = np.flatnonzero(ids == column[site_name])
             if row.size:
                 return np.array(self._source.contents.layout.edges), counts[row[0]].copy()
@@ -169,14 +208,11 @@ class View:
         name = known_dtype(dtype)
         at = self._source.index(step, signal, "histograms")
         every, edges = self._source.contents.sites, np.array(self._source.contents.layout.edges)
-        counts = {
-            every[i]: row
-            for _, ids, table in self._source.histograms(signal, at)
-            for i, row in zip(ids, table, strict=True)
-        }
+        found = self._source.histograms(signal, at) or ((), ())
+        counts = {every[i]: row for i, row in zip(*found, strict=True)}
         sites, moments = self.moments(signal, at)
         shares = tuple(
-            precision_share(site, name, edges, counts[site], moments.take([row]))
+            precision_share(site, name, edges, counts[site], moments.take([row]), self.is_sampled("histogram"))
             for row, site in enumerate(sites)
             if site in counts
         )
@@ -206,3 +242,14 @@ class View:
 
     def _repr_html_(self) -> str:
         return _show.html_table(self)
+
+
+def _indices(steps: ArrayLike, recorded: int) -> Ints:
+    """The indices from 0 of some steps; IndexError where there is no such step."""
+    chosen = np.asarray(steps)
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"steps are whole numbers, indices into `steps`, got {chosen.dtype} of shape {chosen.shape}")
+    outside = chosen[(chosen < -recorded) | (chosen >= recorded)]
+    if outside.size:
+        raise IndexError(f"steps has {outside[0]}, which is out of range: {recorded} steps are recorded")
+    return np.where(chosen < 0, chosen + recorded, chosen).astype(np.int64)

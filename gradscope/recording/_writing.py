@@ -112,13 +112,14 @@ class Writer:
         """Write one step, whole or not at all; a step that the place refuses waits and is written later."""
         with self.lock:
             self._check_open()
-            rows = self._encode(record)
+            encoded = self._encode(record)
             last = self._last_step
             if last is not None and record.step <= last:
                 raise ValueError(f"step={record.step} comes after step {last}; steps only grow")
             keeper = self._keeper
             at = keeper.backlog.next_at(self.contents.recorded)
-            step = EncodedStep(at, int(record.step), bool(record.skipped), dumps(record.notes), tuple(rows))
+            flags, frame, moments, histograms = encoded
+            step = EncodedStep(at, int(record.step), flags, frame, dumps(record.notes), moments, histograms)
             self._last_step, dropped = step.step, keeper.backlog.dropped
             with self._explained():
                 try:

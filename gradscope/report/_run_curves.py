@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.recording import Profile, Recording, Signal, Site, frontier
+from gradscope.report._drawn import Drawn, drawn_steps
 
 Array = NDArray[np.float64]
 
@@ -49,7 +51,7 @@ class Line:
 
 def three_lines(recording: Recording, signal: Signal) -> tuple[Line, ...]:
     """The profiles of a signal at the first, the middle and the last step that has data; fewer in a short run."""
-    seen = np.flatnonzero(~np.isnan(recording.values(signal, "count")).all(axis=1))
+    seen = np.flatnonzero(recording.recorded(signal))
     if not seen.size:
         return ()
     chosen = {int(seen[0]): "first", int(seen[len(seen) // 2]): "middle", int(seen[-1]): "last"}
@@ -61,15 +63,17 @@ def three_lines(recording: Recording, signal: Signal) -> tuple[Line, ...]:
 
 @dataclass(frozen=True)
 class StepMap:
-    """One signal at every site and step: log10 of rms `(steps, sites)`, NaN without data or at an exact 0.
+    """One signal at every site and the drawn steps: log10 of rms `(steps, sites)`, NaN without data or at an exact 0.
 
     Attributes:
+        drawn: which steps of the run these are.
         nonfinite: where some entry was NaN or infinite, `(steps, sites)`.
         zero: where every entry was exactly 0, `(steps, sites)`.
     """
 
     signal: Signal
     sites: tuple[Site, ...]
+    drawn: Drawn
     steps: NDArray[np.int64]
     skipped: NDArray[np.bool_]
     log10_rms: Array
@@ -82,9 +86,7 @@ class StepMap:
         rows = np.flatnonzero(self.nonfinite.any(axis=1))
         if not rows.size:
             return None
-        columns = np.flatnonzero(self.nonfinite[rows[0]])
-        backward = self.signal in ("activation_grad", "weight_grad")
-        return int(self.steps[rows[0]]), self.sites[columns[-1 if backward else 0]]
+        return int(self.steps[rows[0]]), _first_site(self.signal, self.sites, self.nonfinite[rows[0]])
 
     def data(self) -> dict[str, Any]:
         """What the map spans; the values themselves are in the recording (`gradscope-report export`)."""
@@ -92,6 +94,7 @@ class StepMap:
         first = self.first_nonfinite
         return {
             "steps": self.steps.tolist(),
+            "recorded_steps": self.drawn.recorded,
             "sites": [s.name for s in self.sites],
             "log10_rms_min": float(finite.min()) if finite.size else None,
             "log10_rms_max": float(finite.max()) if finite.size else None,
@@ -100,28 +103,57 @@ class StepMap:
 
 
 def step_map(recording: Recording, signal: Signal) -> StepMap:
-    """The rms of a signal at every site and step."""
-    rms = recording.values(signal, "rms")
+    """The rms of a signal at every site and the steps that pictures show."""
+    drawn = drawn_steps(recording)
+    rms = recording.values(signal, "rms", drawn.at)
     return StepMap(
         signal,
         recording.sites_of(signal),
-        recording.steps,
-        recording.skipped,
+        drawn,
+        recording.steps[drawn.at],
+        recording.skipped[drawn.at],
         log10(rms),
-        recording.values(signal, "nonfinite_count") > 0,
+        _not_finite(recording, signal, drawn.at),
         rms == 0,
     )
 
 
+def first_nonfinite(recording: Recording, signal: Signal) -> tuple[int, Site] | None:
+    """As `StepMap.first_nonfinite`, of every step; only that step is read."""
+    at = np.flatnonzero(recording.nonfinite(signal))[:1]
+    if not at.size:
+        return None
+    (sick,) = _not_finite(recording, signal, at)
+    return int(recording.steps[at[0]]), _first_site(signal, recording.sites_of(signal), sick)
+
+
+def _first_site(signal: Signal, sites: tuple[Site, ...], sick: NDArray[np.bool_]) -> Site:
+    """The first of the sick sites of a step, as the signal flows."""
+    return sites[int(np.flatnonzero(sick)[-1 if signal in ("activation_grad", "weight_grad") else 0])]
+
+
+def _not_finite(recording: Recording, signal: Signal, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where some entry was NaN or infinite, `(steps, sites)`; the other steps are known to have none."""
+    out = np.zeros((len(at), len(recording.sites_of(signal))), dtype=bool)
+    sick = recording.nonfinite(signal)[at]
+    out[sick] = recording.values(signal, "nonfinite_count", at[sick]) > 0
+    return out
+
+
 @dataclass(frozen=True)
 class UpdateRatio:
-    """rms(update) / rms(weight) `(steps, sites)` of weights of two or more dimensions; NaN without finite data."""
+    """rms(update) / rms(weight) `(steps, sites)` of weights of two or more dimensions; NaN without finite data.
+
+    Attributes:
+        drawn: which steps of the run these are.
+    """
 
     sites: tuple[Site, ...]
+    drawn: Drawn
     steps: NDArray[np.int64]
     ratio: Array
 
-    @property
+    @cached_property
     def median(self) -> Array:
         """Median over the steps with finite data, `(sites,)`; NaN where there are none."""
         seen = [column[np.isfinite(column)] for column in self.ratio.T]
@@ -141,6 +173,7 @@ class UpdateRatio:
         """The ratios as plain values for `index.json`."""
         return {
             "steps": self.steps.tolist(),
+            "recorded_steps": self.drawn.recorded,
             "sites": [s.name for s in self.sites],
             "depth": [s.depth for s in self.sites],
             "median": self.median.tolist(),
@@ -149,21 +182,29 @@ class UpdateRatio:
 
 
 def update_ratio(recording: Recording) -> UpdateRatio:
-    """How fast each weight changes relative to its size. Biases are left out: they start at 0."""
+    """How fast each weight changes relative to its size, at the steps that pictures show. Biases are left out: they
+    start at 0."""
+    drawn = drawn_steps(recording)
+    sites, ratio = ratios_at(recording, drawn.at)
+    return UpdateRatio(sites, drawn, recording.steps[drawn.at], ratio)
+
+
+def ratios_at(recording: Recording, at: NDArray[np.int64]) -> tuple[tuple[Site, ...], Array]:
+    """The weights of two or more dimensions, and rms(update) / rms(weight) at some steps (indices)."""
     weights = {s.name: i for i, s in enumerate(recording.sites_of("weight"))}
     updates = [
         (i, weights[s.name], s)
         for i, s in enumerate(recording.sites_of("update"))
         if len(s.shape) >= 2 and s.name in weights
     ]
-    change, size = _whole(recording, "update"), _whole(recording, "weight")
-    ratio = np.full((len(recording.steps), len(updates)), np.nan)
-    for column, (update, weight, _) in enumerate(updates):
-        top, bottom = change[:, update], size[:, weight]
-        np.divide(top, bottom, out=ratio[:, column], where=bottom > 0)
-    return UpdateRatio(tuple(s for _, _, s in updates), recording.steps, ratio)
+    ratio = np.full((len(at), len(updates)), np.nan)
+    if updates:
+        change, size = _whole(recording, "update", at), _whole(recording, "weight", at)
+        top, bottom = change[:, [i for i, _, _ in updates]], size[:, [i for _, i, _ in updates]]
+        np.divide(top, bottom, out=ratio, where=bottom > 0)
+    return tuple(s for _, _, s in updates), ratio
 
 
-def _whole(recording: Recording, signal: Signal) -> Array:
+def _whole(recording: Recording, signal: Signal, at: NDArray[np.int64]) -> Array:
     """rms `(steps, sites)` of tensors that are finite as a whole: a rest among NaNs is no measure of an update."""
-    return np.where(recording.values(signal, "nonfinite_count") > 0, np.nan, recording.values(signal, "rms"))
+    return np.where(_not_finite(recording, signal, at), np.nan, recording.values(signal, "rms", at))

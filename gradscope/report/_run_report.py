@@ -30,7 +30,7 @@ def write_run_report(recording: Recording, directory: str | os.PathLike[str] = "
         pictures += _of_signal(recording, signal, directory)
     ratio = update_ratio(recording)
     if ratio.extremes:
-        save_png(update_to_weight(recording), directory / "update_ratio.png")
+        save_png(update_to_weight(recording, ratio), directory / "update_ratio.png")
         data = {**ratio.data(), "words": update_sentence(ratio)}
         pictures.append(Picture("update_ratio.png", "update_to_weight", "How fast each layer learns", data))
     head = {
@@ -52,7 +52,7 @@ def _of_signal(recording: Recording, signal: Signal, directory: Path) -> list[Pi
     pictures = [Picture(file, "profile", f"{NAMES[signal]} against depth", data)]
     if len(recording.steps) > 1:
         file, shown = f"heatmap__{signal}.png", step_map(recording, signal)
-        save_png(depth_step_heatmap(recording, signal), directory / file)
+        save_png(depth_step_heatmap(recording, signal, shown), directory / file)
         data = {"signal": signal, **shown.data(), "words": map_sentence(shown)}
         pictures.append(Picture(file, "depth_step_heatmap", f"{NAMES[signal]} over the run", data))
     return pictures

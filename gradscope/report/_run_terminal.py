@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.recording import Profile, Recording, Signal, frontier
-from gradscope.report._run_curves import FLOWING, step_map, update_ratio
-from gradscope.report._words import NAMES, map_sentence, signed
+from gradscope.report._run_curves import FLOWING, first_nonfinite, ratios_at
+from gradscope.report._words import NAMES, first_sentence, sampled, signed
 
 _MOST_ROWS = 60
 _MOST_REASONS = 8
@@ -25,12 +25,12 @@ def run_text(recording: Recording) -> RenderableType:
     profiles = {signal: recording.profile(signal) for signal in FLOWING if recording.sites_of(signal)}
     lines = [line for profile in profiles.values() for line in _lines(recording, profile)]
     last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
-    title = Text(f"Step {last}: rms at each site", style="bold")
+    title = Text(f"Step {last}: rms at each site{sampled(recording, 'rms')}", style="bold")
     return Group(title, _table(recording, profiles), Text(), *lines, *_said(recording))
 
 
 def _said(recording: Recording) -> Iterator[Text]:
-    """What the recorder has noted: the first NaN or infinity, skipped steps, and what it could not observe."""
+    """What the recorder has noted: the first NaN or infinity, skipped steps, what it sampled or could not observe."""
     first = recording.facts.get("first_nonfinite")
     if first:
         yield Text(f"The first NaN or infinity: {first['sentence']}.", style="bold red")
@@ -39,6 +39,8 @@ def _said(recording: Recording) -> Iterator[Text]:
         yield Text(
             f"Skipped, as no optimizer used their gradients: {len(skipped)} recorded steps, the first {skipped[0]}."
         )
+    if recording.sampling is not None:
+        yield Text(f"Sampled: {recording.sampling.sentence}.")
     reasons = recording.facts.get("unobserved") or {}
     if reasons:
         yield Text("Not observed:")
@@ -91,12 +93,11 @@ def _value(value: float | None, sick: bool) -> Text:
 
 def _ratios(recording: Recording) -> dict[str, float]:
     """Update-to-weight ratio at the last step with updates, by the name of the module's site; NaN if not finite."""
-    found = update_ratio(recording)
-    seen = np.flatnonzero(~np.isnan(recording.values("update", "count")).all(axis=1))
+    seen = np.flatnonzero(recording.recorded("update"))
     if not seen.size:
         return {}
-    row = found.ratio[seen[-1]]
-    return {s.module: float(v) for s, v in zip(found.sites, row, strict=True) if s.param == "weight"}
+    sites, (row,) = ratios_at(recording, seen[-1:])
+    return {s.module: float(v) for s, v in zip(sites, row, strict=True) if s.param == "weight"}
 
 
 def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
@@ -107,6 +108,7 @@ def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
     if first is not None:
         where = f"outside the healthy band (✕), first at {first.name!r}, depth {first.depth}"
     yield Text(f"{slope}, {where}.", style="" if first is None else "bold")
-    shown = step_map(recording, signal)
-    if shown.first_nonfinite is not None:
-        yield Text(f"{name}: {map_sentence(shown)[0].lower()}{map_sentence(shown)[1:]}", style="bold red")
+    found = first_nonfinite(recording, signal)
+    if found is not None:
+        sentence = first_sentence(found)
+        yield Text(f"{name}: {sentence[0].lower()}{sentence[1:]}", style="bold red")

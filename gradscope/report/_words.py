@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from gradscope.recording import Signal
+from gradscope.recording import Recording, Signal, Site
+from gradscope.report._drawn import Drawn
 from gradscope.report._run_curves import Line, StepMap, UpdateRatio
 
 NAMES: dict[Signal, str] = {
@@ -70,15 +71,20 @@ def profile_sentence(lines: tuple[Line, ...]) -> str:
 
 def map_sentence(shown: StepMap) -> str:
     """Where the first NaN or infinity is, else how far the rms ranges."""
-    first = shown.first_nonfinite
-    if first is not None:
-        step, site = first
-        return f"The first NaN or infinity is at step {step}, at {site.name} (depth {site.depth})."
+    if shown.first_nonfinite is not None:
+        return first_sentence(shown.first_nonfinite)
     finite = shown.log10_rms[np.isfinite(shown.log10_rms)]
     if not finite.size:
-        return "Every entry is exactly 0 at every site and step."
+        return f"Every entry is exactly 0 at every site and {_step(shown.drawn)}."
     low, high = float(finite.min()), float(finite.max())
-    return f"The rms ranges from {number(low)} to {number(high)}, over {high - low:.1f} decades, and is always finite."
+    ranges = f"ranges from {number(low)} to {number(high)}, over {high - low:.1f} decades"
+    return f"The rms {ranges}{'' if shown.drawn.whole else ' in the steps drawn'}, and is always finite."
+
+
+def first_sentence(first: tuple[int, Site]) -> str:
+    """Where the first NaN or infinity is."""
+    step, site = first
+    return f"The first NaN or infinity is at step {step}, at {site.name} (depth {site.depth})."
 
 
 def update_sentence(shown: UpdateRatio) -> str:
@@ -87,15 +93,33 @@ def update_sentence(shown: UpdateRatio) -> str:
     moving = np.log10(median[median > 0])
     still = median.size - moving.size
     finite = np.flatnonzero(np.isfinite(shown.ratio).any(axis=1))
-    end = ""
+    end, step = "", _step(shown.drawn)
     if finite.size and len(shown.steps) - finite[-1] > 2:  # the last step's update may not be known yet
-        end = f" Nothing is finite after step {int(shown.steps[finite[-1]])}."
+        last = int(shown.steps[finite[-1]])
+        end = f" Nothing is finite after step {last}{'' if shown.drawn.whole else ', of the steps drawn'}."
     if not moving.size:
-        return f"No weight changes in the median step.{end}"
+        return f"No weight changes in the median {step}.{end}"
     fastest, slowest = float(moving.max()), float(moving.min())
     if median.size == 1:
-        return f"The one weight changes by {number(fastest)} of its size in the median step.{end}"
-    said = f"In the median step the fastest of {median.size} weights changes by {number(fastest)} of its size"
+        return f"The one weight changes by {number(fastest)} of its size in the median {step}.{end}"
+    said = f"In the median {step} the fastest of {median.size} weights changes by {number(fastest)} of its size"
     if still:
         return f"{said}; {still} {'does' if still == 1 else 'do'} not change at all.{end}"
     return f"{said}, the slowest by {number(slowest)}: a factor of {number(fastest - slowest)}.{end}"
+
+
+def _step(drawn: Drawn) -> str:
+    return "step" if drawn.whole else "step drawn"
+
+
+def small_print(recording: Recording, stat: str, drawn: Drawn | None = None) -> str:
+    """What a picture has to say of its numbers, a line each: which steps, and which entries, it leaves out."""
+    lines = [drawn.words] if drawn is not None and not drawn.whole else []
+    if recording.sampling is not None and recording.is_sampled(stat):
+        lines.append(f"sampled: of tensors over {recording.sampling.entries:,} entries about that many")
+    return "\n".join(lines)
+
+
+def sampled(recording: Recording, stat: str) -> str:
+    """What follows the name of a statistic on an axis: whether it is sampled."""
+    return " (sampled)" if recording.is_sampled(stat) else ""

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from gradscope.report._style import FAINT
+from gradscope.report._style import FAINT, SOFT
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -127,3 +128,11 @@ def corner_text(axes: Axes, corner: str, text: str, note: str, colour: str) -> N
     axes.text(x, first, text, fontsize=10.5, fontweight="bold", color=colour, **place)
     if note:
         axes.text(x, first - line, note, fontsize=8.5, **place)
+
+
+def top_note(figure: Figure, text: str) -> None:
+    """Put small print, two lines at most, into the upper right corner of a figure."""
+    if text:
+        width, height = figure.get_size_inches()
+        place: dict[str, Any] = {"ha": "right", "va": "top", "linespacing": 1.3}
+        figure.text(1 - 0.2 / width, 1 - 0.2 / height, text, fontsize=8, color=SOFT, **place)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from gradscope.recording import Recording, Signal
 from gradscope.report._run_curves import StepMap, step_map
 from gradscope.report._style import INK, SOFT, VERMILION, new_figure, styled
-from gradscope.report._words import NAMES, map_sentence
-from gradscope.report.figures._axes import log_ticks
+from gradscope.report._words import NAMES, map_sentence, sampled, small_print
+from gradscope.report.figures._axes import log_ticks, top_note
 
 _NOTHING, _ZERO = "#e6e6e6", "#000000"
 _HATCH = "//////"
@@ -27,13 +27,14 @@ _MOST_RECTANGLES = 2000  # a hatch costs time; cells without one are still white
 
 
 @styled
-def depth_step_heatmap(recording: Recording, signal: Signal) -> Figure:
+def depth_step_heatmap(recording: Recording, signal: Signal, shown: StepMap | None = None) -> Figure:
     """log10 of rms of one signal, sites in order of execution upward, steps to the right.
 
     Where a cell has a NaN or an infinity it is hatched, and its step is crossed above; cells of exact zeros are
-    black, cells without data grey. Skipped steps are marked above.
+    black, cells without data grey. Skipped steps are marked above. Of a long run 1,000 steps are shown, and those that
+    were skipped or not finite; small print says so. `shown` is what `step_map` gave, where that is known already.
     """
-    shown = step_map(recording, signal)
+    shown = shown or step_map(recording, signal)
     if not shown.sites or not len(shown.steps):
         raise ValueError(f"signal={signal!r} has no data in this recording")
     named = len(shown.sites) <= _MOST_NAMES
@@ -43,6 +44,7 @@ def depth_step_heatmap(recording: Recording, signal: Signal) -> Figure:
     figure = new_figure(9.6, height)
     figure.text(0.2 / 9.6, 1 - 0.38 / height, f"{NAMES[signal]} over the run", fontsize=14, fontweight="bold")
     figure.text(0.2 / 9.6, 1 - 0.58 / height, map_sentence(shown), va="top", linespacing=1.3)
+    top_note(figure, small_print(recording, "rms", shown.drawn))
     bottom, up = 0.95, height - 0.95 - 1.15
     axes = figure.add_axes((left / 9.6, bottom / height, (8.55 - left) / 9.6, up / height))
     norm = _norm(shown)
@@ -51,7 +53,7 @@ def depth_step_heatmap(recording: Recording, signal: Signal) -> Figure:
     _ticks(axes, shown, named)
     _marks(axes, shown)
     bar = figure.add_axes((8.68 / 9.6, bottom / height, 0.14 / 9.6, up / height))
-    _colour_bar(bar, norm)
+    _colour_bar(bar, norm, f"rms{sampled(recording, 'rms')}".replace(" ", "\n"))
     _legend(figure, shown, left / 9.6)
     return figure
 
@@ -131,7 +133,7 @@ def _marks(axes: Axes, shown: StepMap) -> None:
     axes.set_ylim(-0.5, len(shown.sites) - 0.5)
 
 
-def _colour_bar(bar: Axes, norm: Normalize) -> None:
+def _colour_bar(bar: Axes, norm: Normalize, title: str) -> None:
     low, high = float(norm.vmin or 0), float(norm.vmax or 0)
     bar.imshow(np.linspace(0, 1, 256)[:, None], aspect="auto", origin="lower", cmap="cividis", extent=(0, 1, low, high))
     ticks, labels = log_ticks(low, high, 9)
@@ -140,7 +142,7 @@ def _colour_bar(bar: Axes, norm: Normalize) -> None:
     bar.set_xticks([])
     for spine in bar.spines.values():
         spine.set_visible(False)
-    bar.set_title("rms", fontsize=9, loc="left", pad=5)
+    bar.set_title(title, fontsize=9, loc="left", pad=5)
 
 
 def _legend(figure: Figure, shown: StepMap, left: float) -> None:

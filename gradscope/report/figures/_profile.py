@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from gradscope.recording import Recording, Signal, Site
 from gradscope.report._run_curves import FLOWING, Line, log10, three_lines
 from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
-from gradscope.report._words import NAMES, profile_sentence, signed
-from gradscope.report.figures._axes import decade_axis, depth_axis, span
+from gradscope.report._words import NAMES, profile_sentence, sampled, signed, small_print
+from gradscope.report.figures._axes import decade_axis, depth_axis, span, top_note
 
 _SHADES = {
     "forward": {"first": "#7fb5d8", "middle": "#2f86bd", "last": "#003f63", "only": "#003f63"},
@@ -46,6 +46,7 @@ def profile(recording: Recording, signal: Signal) -> Figure:
     figure = new_figure(9.6, height)
     figure.text(0.075, 1 - 0.38 / height, f"{NAMES[signal]} against depth", fontsize=14, fontweight="bold")
     figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
+    top_note(figure, small_print(recording, "rms"))
     axes = figure.add_axes((0.075, 1.0 / height, 0.885, 3.5 / height))
     band = tuple(log10(np.array(lines[-1].profile.healthy_band))) if signal in FLOWING else (np.nan, np.nan)
     low, high = span(*(log10(line.profile.values[_drawn(line)]) for line in lines), band)
@@ -53,7 +54,7 @@ def profile(recording: Recording, signal: Signal) -> Figure:
     depths = np.concatenate([line.profile.depth for line in lines])
     direction = lines[-1].profile.direction
     depth_axis(axes, depths, _FLOWS[direction] if signal in FLOWING else "depth, in order of execution")
-    axes.set_ylabel("rms")
+    axes.set_ylabel(f"rms{sampled(recording, 'rms')}")
     if np.isfinite(band[0]):
         axes.axhspan(*band, color=HEALTHY, linewidth=0, zorder=0, label="healthy band")
     for line in lines:

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from gradscope.recording import Recording
 from gradscope.report._run_curves import UpdateRatio, log10, update_ratio
 from gradscope.report._style import SOFT, new_figure, styled
-from gradscope.report._words import update_sentence
-from gradscope.report.figures._axes import decade_axis, span
+from gradscope.report._words import sampled, small_print, update_sentence
+from gradscope.report.figures._axes import decade_axis, span, top_note
 
 RULE_OF_THUMB = -3.0
 """log10 of the ratio that practitioners often aim at; a mark for the eye, not a limit."""
@@ -24,23 +24,25 @@ _TOP = 0.88  # viridis' last tenth is too pale for a line on white
 
 
 @styled
-def update_to_weight(recording: Recording) -> Figure:
+def update_to_weight(recording: Recording, shown: UpdateRatio | None = None) -> Figure:
     """rms(update) / rms(weight) over steps, one line a weight of two or more dimensions, coloured by depth.
 
     y is log10 of the ratio, so that a weight that does not change has no line. The fastest and the slowest weight
-    are named at their line's end and drawn heavier.
+    are named at their line's end and drawn heavier. Of a long run 1,000 steps are drawn, and those that were skipped or
+    not finite; small print says so. `shown` is what `update_ratio` gave, where that is known already.
     """
-    shown = update_ratio(recording)
+    shown = shown or update_ratio(recording)
     if not shown.extremes:
         raise ValueError("signal='update' has no data in this recording: no optimizer step was observed")
     height = 5.4
     figure = new_figure(9.6, height)
     figure.text(0.075, 1 - 0.38 / height, "How fast each layer learns", fontsize=14, fontweight="bold")
     figure.text(0.075, 1 - 0.58 / height, textwrap.fill(update_sentence(shown), 122), va="top", linespacing=1.3)
+    top_note(figure, small_print(recording, "rms", shown.drawn))
     axes = figure.add_axes((0.075, 0.62 / height, 0.70, (height - 0.62 - 1.2) / height))
     low, high = span(log10(shown.ratio), [RULE_OF_THUMB], least=2)
     decade_axis(axes, low, high)
-    axes.set_ylabel("rms of the update / rms of the weight")
+    axes.set_ylabel(f"rms of the update / rms of the weight{sampled(recording, 'rms')}")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # there is no step 2.5
     first, last = int(shown.steps[0]), int(shown.steps[-1])
@@ -66,7 +68,8 @@ def _lines(axes: Axes, shown: UpdateRatio) -> None:
         for column in log10(shown.ratio).T
         for keep in [np.isfinite(column)]
     ]
-    widths = [2.2 if i in shown.extremes else 1.1 for i in range(len(segments))]
+    extremes = shown.extremes
+    widths = [2.2 if i in extremes else 1.1 for i in range(len(segments))]
     axes.add_collection(LineCollection(segments, colors=colours, linewidths=widths, label="ratio"), autolim=False)
     for points, colour in zip(segments, colours, strict=True):
         if len(points) < 3:  # too short to be seen as a line

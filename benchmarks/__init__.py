@@ -1,0 +1,1 @@
+"""What GradScope costs, measured; see README.md here."""

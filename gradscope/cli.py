@@ -122,22 +122,27 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every init with every activation in plain networks, beside the theory."""
+    """Measure every init with every activation in plain networks, beside the theory; ranks of torchrun share them."""
     from gradscope.experiments import SweepConfig
+    from gradscope.experiments._launch import launch
 
     settings = SweepConfig() if config is None else SweepConfig.from_toml(config)
     several = {"init": init, "activation": activation, "depth": depth, "width": width}
     single = {"seeds": seeds, "family": family, "device": device}
     given = {key: value for key, value in (several | single).items() if value not in (None, [])}
     settings = settings.replace(**given)
-    output = Output(out, json, quiet)
-    output.make_directory()
-    from gradscope.experiments import sweep as measure
+    here = launch()
+    output = Output(out, json, quiet or here.rank != 0)
+    if here.rank == 0:
+        output.make_directory()
+    from gradscope.experiments._shared import shared_sweep
     from gradscope.report import write_sweep_report
     from gradscope.report._terminal import sweep_text
 
     with output.progress() as phase:
-        result = measure(settings, progress=phase("measuring"))
+        result = shared_sweep(settings, here, progress=phase("measuring"))
+        if result is None:  # rank 0 has it, and it alone writes
+            return
         workers = min(_MOST_WORKERS, os.cpu_count() or 1)
         report = write_sweep_report(result, out, workers=workers, progress=phase("drawing"))
     output.print_report(report, lambda: sweep_text(result))
@@ -214,6 +219,18 @@ def merge(runs: Runs, out: MergeOut, overwrite: Overwrite = False, json: Json = 
     output.print_document(document, text)
 
 
+@app.command()
+def verify(run: Run, json: Json = False, quiet: Quiet = False) -> None:
+    """Read a whole recording and compare every row with its checksum."""
+    from gradscope.recording import Recording
+
+    recording = Recording.load(run)
+    recording.verify()
+    steps, sites, output = len(recording.steps), len(recording.sites), Output(_REPORTS, json, quiet)
+    document = {"schema": 1, "kind": "verify", "file": str(run), "steps": steps, "complete": recording.complete}
+    output.print_document(document, f"{run} is whole: {steps} steps of {sites} sites")
+
+
 def _report_run(recording: Recording, output: Output) -> None:
     output.make_directory()
     from gradscope.report import write_run_report
@@ -252,7 +269,11 @@ def _is_memory(error: Exception) -> bool:
 
 def _mistakes() -> tuple[type[BaseException], ...]:
     """The rooms' errors that are the user's to mend; of loaded rooms only, for no other can have raised."""
-    places = {"gradscope.experiments._config": "SettingsError", "gradscope.recording": "RecordingError"}
+    places = {
+        "gradscope.experiments._config": "SettingsError",
+        "gradscope.experiments._shared": "RankError",
+        "gradscope.recording": "RecordingError",
+    }
     return tuple(getattr(sys.modules[room], name) for room, name in places.items() if room in sys.modules)
 
 

@@ -183,6 +183,20 @@ def test_show_refuses_what_is_no_recording(capsys: Capture, tmp_path: Path) -> N
     assert not Path("reports").exists()
 
 
+def test_verify_tells_a_whole_recording_from_a_damaged_one(capsys: Capture, tmp_path: Path) -> None:
+    path = saved(trained(), tmp_path / "run.gscope")
+    assert main(["verify", str(path)]) == 0
+    assert " is whole: " in capsys.readouterr().out
+    assert main(["verify", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "verify"
+    assert document["steps"] > 0
+    data = path.read_bytes()
+    assert b"Linear" in data
+    path.write_bytes(data.replace(b"Linear", b"Linexr", 1))
+    assert "checksum" in refused(capsys, "verify", str(path))
+
+
 def test_export_writes_csv_and_npz_that_hold_the_recordings_values(capsys: Capture, tmp_path: Path) -> None:
     recording = trained()
     run = str(saved(recording, tmp_path / "run.gscope"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope.recording import SIGNALS, Moments, Recording, RecordingError, StepRecord
-from gradscope.recording import _encoding as encoding
+from gradscope.recording import _plan as planning
 from gradscope.recording import _reading as reading
 from gradscope.recording import _schema_1 as schema_1
 from gradscope.recording._moments import COLUMNS
@@ -83,7 +83,7 @@ def test_what_a_step_has_is_known_without_reading_it(tmp_path: Path) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 1000]), st.sampled_from([1, 7, 256]))
 def test_steps_that_each_have_other_sites_and_types_come_back_exactly(seed: int, frames: int, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "MOST_FRAMES", frames)  # beyond which a step carries its frame itself
+        patch.setattr(planning, "MOST_FRAMES", frames)  # beyond which a step carries its frame itself
         patch.setattr(reading, "MOST_ROWS", rows)
         rng, r = np.random.default_rng(seed), Recording.create()
         ids = {s: np.array([r.add_site(site(s, i)) for i in range(6)]) for s in SIGNALS}

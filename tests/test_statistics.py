@@ -21,11 +21,11 @@ from gradscope.recording import (
     healthy_band,
     layer_ratio,
 )
+from gradscope.recording._moments import COLUMNS
 from gradscope.recording._statistics import statistic
 
 reproducibly = settings(deadline=None, derandomize=True)
 
-COLUMNS = ("count", "mean", "std", "min", "max", "zeros", "nans", "infs")
 SCALES = st.sampled_from([1e-200, 1e-37, 1.0, 1e37, 1e200])
 ENTRIES = st.lists(
     st.floats(-1000, 1000, allow_subnormal=False) | st.sampled_from([0.0, np.nan, np.inf, -np.inf]), max_size=40
@@ -34,7 +34,7 @@ ENTRIES = st.lists(
 
 def assert_close(a: Moments, b: Moments) -> None:
     """Counts and ends exactly; mean and std to 1e-12 of the largest entry, the scale on which they are sums."""
-    for name in ("count", "min", "max", "zeros", "nans", "infs"):
+    for name in ("count", "min", "max", "zeros", "nans", "infs", "subnormals"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     scale = float(np.nanmax([0.0, *np.abs(a.min), *np.abs(a.max)]))
     np.testing.assert_allclose(a.mean, b.mean, rtol=0, atol=1e-12 * scale)
@@ -136,6 +136,37 @@ def test_columns_of_different_length_and_complex_numbers_are_refused_in_one_sent
         Moments.from_array([1j])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_subnormals_are_those_of_the_array_s_own_type(dtype: type[np.floating]) -> None:
+    tiny = np.finfo(dtype).smallest_normal
+    x = np.array([0.0, -0.0, tiny, -tiny, tiny / 2, -tiny / 4, np.finfo(dtype).smallest_subnormal, 1, np.nan, np.inf])
+    assert Moments.from_array(x.astype(dtype)).subnormals[0] == 3
+    assert Moments.from_array(x.astype(np.float64)).subnormals[0] == (3 if dtype is np.float64 else 0)
+    assert STATISTICS["subnormal_fraction"].function(Moments.from_array(x.astype(dtype)))[0] == 0.3
+
+
+def test_integers_have_no_subnormals() -> None:
+    assert Moments.from_array(np.array([0, 1, 3])).subnormals.tolist() == [0]
+    assert Moments.from_array([True]).subnormals.tolist() == [0]
+
+
+def test_subnormals_that_nobody_counted_are_no_0_and_stay_so_in_a_merge() -> None:
+    one = Moments.from_array(np.array([1.0, 5e-324]))
+    uncounted = Moments(*(getattr(one, name) for name in COLUMNS if name != "subnormals"))
+    nothing = Moments.empty(1)
+    assert np.isnan(STATISTICS["subnormal_fraction"].function(uncounted)).all()
+    for a, b, subnormals in (
+        (one, one, 2),
+        (one, nothing, 1),
+        (uncounted, one, -1),
+        (one, uncounted, -1),
+        (uncounted, nothing, -1),
+        (nothing, nothing, 0),
+    ):
+        assert Moments.merge(a, b).subnormals.tolist() == [subnormals]
+    assert Moments.concat([one, uncounted, one]).take([1, 0]).subnormals.tolist() == [-1, 1]
+
+
 # -- statistics ------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +182,7 @@ def test_the_registry_holds_the_documented_statistics_each_with_its_unit() -> No
         "max": "value",
         "abs_max": "value",
         "zero_fraction": "fraction in [0, 1]",
+        "subnormal_fraction": "fraction in [0, 1]",
         "nonfinite_count": "entries",
     }
 

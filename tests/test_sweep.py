@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gradscope import activations, theory
 from gradscope.experiments import SettingsError, SweepConfig, plain_network, probe, sweep
-from gradscope.experiments import _sweep as sweep_file
+from gradscope.experiments import _grid as grid_file
+from gradscope.experiments._grid import parts
 from gradscope.experiments._measure import MEASURED, measuring, rms
 from gradscope.experiments._networks import activation_module
 from gradscope.recording import SweepCell
@@ -105,20 +106,31 @@ def test_probe_of_a_plain_network_gives_the_sweeps_numbers(family: str) -> None:
                 np.testing.assert_allclose(layers[1::2], act[seed, :-1], rtol=1e-5, atol=SUBNORMAL)
 
 
-def test_the_seeds_measured_at_once_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SweepConfig(init="he_normal", activation=["relu", "tanh"], **SMALL | {"seeds": 5})
+def test_what_is_measured_at_once_does_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SweepConfig(init="he_normal", activation=["relu", "tanh", "gelu", "sin"], **SMALL | {"seeds": 5})
     together = sweep(config)
-    monkeypatch.setattr(sweep_file, "_BYTES_AT_ONCE", 4 * 8 * (48 * 48 + 2 * 16 * 48) * 2)  # two seeds
-    assert [len(part) for part in sweep_file._parts(config, 8, 48)] == [2, 2, 1]
+    monkeypatch.setattr(grid_file, "_BYTES_AT_ONCE", 4 * 8 * (48 * 48 + 16 * 48) * 2)  # two seeds of one activation
+    assert [(len(part.seeds), part.activations) for part in parts(config)] == [
+        (seeds, (name,)) for seeds in (2, 2, 1) for name in config.activation
+    ]
     in_parts = sweep(config)
     for one, other in zip(together.cells, in_parts.cells, strict=True):
         for name in MEASURED:
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6)
 
 
-def test_a_cell_far_larger_than_the_memory_bound_is_measured_one_seed_at_a_time() -> None:
-    config = SweepConfig(width=8192, seeds=3)
-    assert sweep_file._parts(config, 50, 8192) == [range(1), range(1, 2), range(2, 3)]
+def test_the_default_sweep_measures_half_of_its_activations_at_once() -> None:
+    config = SweepConfig()
+    expected = [(init, some) for init in config.init for some in (config.activation[:5], config.activation[5:])]
+    assert [(part.init, part.activations) for part in parts(config)] == expected
+    assert {part.seeds for part in parts(config)} == {range(5)}
+
+
+def test_a_cell_far_larger_than_the_memory_bound_is_measured_one_network_at_a_time() -> None:
+    config = SweepConfig(init="he_normal", activation=["relu", "tanh"], width=8192, seeds=3)
+    assert [(part.seeds, part.activations) for part in parts(config)] == [
+        (range(seed, seed + 1), (name,)) for seed in range(3) for name in ("relu", "tanh")
+    ]
 
 
 def test_weights_are_shared_over_activations_and_differ_over_everything_else() -> None:
@@ -165,17 +177,23 @@ def test_softmax_in_a_convolution_is_over_channels() -> None:
     torch.testing.assert_close(activation_module(activations.get("softmax"), "conv")(z).sum(1), torch.ones(2, 4, 4))
 
 
+def root_mean_squares(x: Tensor) -> np.ndarray:
+    found = torch.empty(x.shape[:2], dtype=torch.float64)
+    rms(x, torch.empty(x.shape, dtype=torch.float64), found)
+    return found.numpy()
+
+
 @pytest.mark.parametrize("scale", [1e-44, 1e-37, 1e-20, 1.0, 1e20, 1e37])
 def test_rms_is_right_where_squares_leave_float32(scale: float) -> None:
-    x = (torch.randn(3, 50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scale).float()
-    exact = np.sqrt(np.mean(x.numpy().astype(np.float64).reshape(3, -1) ** 2, axis=1))
-    np.testing.assert_allclose(rms(x).numpy(), exact, rtol=1e-12)
+    x = (torch.randn(3, 2, 50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scale).float()
+    exact = np.sqrt(np.mean(x.numpy().astype(np.float64).reshape(3, 2, -1) ** 2, axis=2))
+    np.testing.assert_allclose(root_mean_squares(x), exact, rtol=1e-12)
 
 
 def test_rms_of_zeros_is_0_and_what_is_not_finite_shows() -> None:
     inf, nan = float("inf"), float("nan")
-    x = torch.tensor([[0.0, 0.0], [1.0, inf], [-inf, 2.0], [nan, 1.0]])
-    np.testing.assert_array_equal(rms(x).numpy(), [0.0, inf, inf, nan])
+    x = torch.tensor([[[0.0, 0.0], [1.0, inf], [-inf, 2.0], [nan, 1.0]]])
+    np.testing.assert_array_equal(root_mean_squares(x), [[0.0, inf, inf, nan]])
 
 
 def test_overflow_and_underflow_are_measured_as_they_are() -> None:

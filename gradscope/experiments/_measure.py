@@ -1,16 +1,16 @@
-"""One forward and backward pass through several plain networks at once, seen at every layer.
+"""One forward and backward pass through many plain networks at once, seen at every layer.
 
-The networks of a cell (its seeds) differ in weights and inputs but not in shape, so each layer is one batched
-product, in the order of operands that `nn.Linear` uses: the numbers are those of the networks run one by one.
-Only activations carry gradients, never weights; each gradient is reduced in a tensor hook and let go.
+The networks of one init, its seeds with several activations each, differ in nothing that a matrix product sees but
+its rows: each layer is one batched product for all, with the rows of all activations below each other. A row's
+number is that of the network run alone, but for the order in which float32 sums are rounded. The backward pass is
+written out: the same layers with transposed weights, and between them each activation's slope.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,76 +19,99 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradscope.experiments._memory import Memory
+from gradscope.experiments._slopes import slope
+
 MEASURED = ("pre", "act", "pre_grad", "act_grad")
 """What `measure` returns, in its order; named as in `SweepCell`."""
 
 
-def measure(weights: Tensor, inputs: Tensor, output_gradient: Tensor, activation: nn.Module) -> NDArray[np.float64]:
-    """Root mean squares of pre-activations, activations and their gradients, `(4, seeds, depth)`.
+def measure(
+    weights: Tensor, inputs: Tensor, output_gradient: Tensor, activations: Sequence[nn.Module], memory: Memory
+) -> NDArray[np.float64]:
+    """Root mean squares of pre-activations, activations and their gradients, `(activations, 4, seeds, depth)`.
 
     Args:
         weights: `(depth, seeds, out, in)`, or `(depth, seeds, out, in, 3, 3)` for convolutions.
         inputs: `(seeds, batch, in)`, or `(seeds, batch, in, height, width)`.
         output_gradient: shaped as the output; the gradient put in at the last layer.
-        activation: the module between the layers.
+        activations: the modules between the layers, one for each group of networks.
+        memory: on the tensors' device.
 
     Returns:
         The rows of `MEASURED`; NaN where a network has no such value (the last layer has no activation).
     """
     depth, seeds = weights.shape[:2]
-    layer = _convolve if inputs.ndim == 5 else _multiply
-    nothing = torch.full((seeds,), math.nan, dtype=torch.float64, device=inputs.device)
-    found = [[nothing] * depth for _ in MEASURED]
-
-    def observe(tensor: Tensor, index: int, forward: list[Tensor], backward: list[Tensor]) -> None:
-        forward[index] = rms(tensor)
-        tensor.register_hook(partial(_note, backward, index))
-
+    shape = (seeds, len(activations), *inputs.shape[1:])
+    x, y = (memory.tensor(name, shape) for name in ("signal", "next signal"))
+    kept = memory.tensor("kept", (depth - 1, len(activations), *inputs.shape))
+    wide = memory.tensor("wide", shape, torch.float64)
+    found = torch.full((4, depth, *shape[:2]), math.nan, dtype=torch.float64, device=inputs.device)
     pre, act, pre_grad, act_grad = found
-    first = h = layer(inputs, weights[0]).requires_grad_()
-    observe(h, 0, pre, pre_grad)
-    for index in range(1, depth):
-        a = activation(h)
-        observe(a, index - 1, act, act_grad)
-        h = layer(a, weights[index])
-        observe(h, index, pre, pre_grad)
-    # A scalar loss: given grad_outputs, torch would import sympy (0.6 s) to compare their shapes.
-    torch.autograd.grad((h * output_gradient).sum(), first)
-    # Nothing has left the device until here: one transfer for the whole cell.
-    return torch.stack([torch.stack(rows, dim=1) for rows in found]).cpu().numpy()
+    layer, transposed = _multiply, weights.transpose(2, 3)
+    if weights.ndim == 6:
+        layer, transposed = _convolve, transposed.flip(4, 5)
+    slopes = [slope(module) for module in activations]
+
+    x.copy_(inputs.unsqueeze(1))
+    for index in range(depth):
+        layer(x, weights[index], y)
+        x, y = y, x
+        rms(x, wide, pre[index])
+        if index < depth - 1:
+            for here, module in enumerate(activations):
+                _activate(x[:, here], module, slopes[here].keeps, kept[index, here])
+            rms(x, wide, act[index])
+    x.copy_(output_gradient.unsqueeze(1))
+    rms(x, wide, pre_grad[-1])
+    for index in reversed(range(depth - 1)):
+        layer(x, transposed[index + 1], y)
+        x, y = y, x
+        rms(x, wide, act_grad[index])
+        for here in range(len(activations)):
+            slopes[here].multiply(x[:, here], kept[index, here])
+        rms(x, wide, pre_grad[index])
+    # Nothing has left the device until here: one transfer for all.
+    return found.permute(3, 0, 2, 1).cpu().numpy()
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square of each x[i], `(len(x),)`, in float64, where no square of a float32 is lost."""
-    flat = x.detach().flatten(1).double()  # converting first is faster than a norm that converts as it goes
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norm / math.sqrt(flat.shape[1])
+def rms(x: Tensor, wide: Tensor, out: Tensor) -> None:
+    """Writes the root mean square of each x[i, j] to out[i, j], in float64, where no square of a float32 is lost.
+
+    `wide` is float64, shaped as x, and overwritten: to convert first is faster than a norm that converts as it goes.
+    """
+    flat = wide.copy_(x).flatten(2)
+    torch.linalg.vector_norm(flat, dim=2, out=out).div_(math.sqrt(flat.shape[2]))
 
 
-def _note(rows: list[Tensor], index: int, gradient: Tensor) -> None:
-    rows[index] = rms(gradient)
+def _activate(x: Tensor, module: nn.Module, keeps: str, kept: Tensor) -> None:
+    """Applies an activation in place and keeps what its slope will need."""
+    if keeps == "input":
+        x.copy_(module(kept.copy_(x)))
+    elif keeps == "output":
+        x.copy_(kept.copy_(module(x)))
 
 
-def _multiply(a: Tensor, weight: Tensor) -> Tensor:
-    return torch.bmm(a, weight.transpose(1, 2))
+def _multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    torch.bmm(x.flatten(1, 2), weight.transpose(1, 2), out=out.flatten(1, 2))
 
 
-def _convolve(a: Tensor, weight: Tensor) -> Tensor:
-    # The seeds lie side by side as groups of channels; with one seed nothing is copied.
-    seeds, batch, channels, *image = a.shape
-    side_by_side = a.transpose(0, 1).reshape(batch, seeds * channels, *image)
+def _convolve(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    # The seeds lie side by side as groups of channels.
+    seeds, pairs, batch, channels, *image = x.shape
+    side_by_side = x.permute(1, 2, 0, 3, 4, 5).reshape(pairs * batch, seeds * channels, *image)
     h = F.conv2d(F.pad(side_by_side, (1, 1, 1, 1), mode="circular"), weight.flatten(0, 1), groups=seeds)
-    return h.reshape(batch, seeds, channels, *image).transpose(0, 1)
+    out.copy_(h.view(pairs, batch, seeds, channels, *image).permute(2, 0, 1, 3, 4, 5))
 
 
 @contextmanager
 def measuring(device: torch.device) -> Iterator[None]:
-    """Full float32 and working autograd, whatever the caller has set; everything is put back afterwards."""
+    """Full float32 and no graph, whatever the caller has set; everything is put back afterwards."""
     backends: Any = torch.backends
     products = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         for product in products:
             stack.callback(setattr, product, "fp32_precision", product.fp32_precision)

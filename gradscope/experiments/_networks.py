@@ -57,15 +57,24 @@ def plain_network(
     return model, inputs.to(config.device), output_gradient.to(config.device)
 
 
-def draw_weights(config: SweepConfig, init: str, depth: int, width: int, seed: int) -> Tensor:
-    """The weights of one network, `(depth, width, width)` or `(depth, width, width, 3, 3)`, on the CPU."""
+def draw_weights(
+    config: SweepConfig, init: str, depth: int, width: int, seed: int, out: Tensor | None = None
+) -> Tensor:
+    """The weights of one network, `(depth, width, width)` or `(depth, width, width, 3, 3)`, on the CPU; into `out`."""
     scheme, fans = get_scheme(init), layer_fans(config.family, width)
-    kernel = (_KERNEL, _KERNEL) if config.family == "conv" else ()
-    weights = torch.empty(depth, width, width, *kernel, dtype=torch.float32, device="cpu")
+    weights = (
+        torch.empty(weights_shape(config, depth, width), dtype=torch.float32, device="cpu") if out is None else out
+    )
     generator = _generator(config, "weights", scheme.name, depth, width, seed)
     for weight in weights:
         scheme(weight, fans=fans, generator=generator)
     return weights
+
+
+def weights_shape(config: SweepConfig, depth: int, width: int, *seeds: int) -> tuple[int, ...]:
+    """Shape of a network's weights; with a number of seeds, `(depth, seeds, …)`."""
+    kernel = (_KERNEL, _KERNEL) if config.family == "conv" else ()
+    return (depth, *seeds, width, width, *kernel)
 
 
 def draw_signals(config: SweepConfig, depth: int, width: int, seed: int) -> tuple[Tensor, Tensor]:

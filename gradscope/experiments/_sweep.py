@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +15,14 @@ from gradscope import activations
 from gradscope._version import __version__
 from gradscope.experiments._config import SettingsError, SweepConfig
 from gradscope.experiments._expected import expected
+from gradscope.experiments._grid import Part, parts
 from gradscope.experiments._measure import measure, measuring
-from gradscope.experiments._networks import (
-    activation_module,
-    draw_signals,
-    draw_weights,
-    layer_fans,
-    signal_shape,
-)
+from gradscope.experiments._memory import Memory
+from gradscope.experiments._networks import activation_module, draw_signals, draw_weights, weights_shape
 from gradscope.recording import SweepCell, SweepResult
 
 Progress = Callable[[int, int, str], None]
-
-_BYTES_AT_ONCE = 2**28
-"""Weights, activations and saved tensors of the seeds measured together; more do not make it faster."""
+Array = NDArray[np.float64]
 
 
 def sweep(config: SweepConfig | None = None, progress: Progress | None = None) -> SweepResult:
@@ -52,19 +46,54 @@ def sweep(config: SweepConfig | None = None, progress: Progress | None = None) -
     (2, 10)
     """
     config = config or SweepConfig()
-    device = _device(config)
-    started = time.perf_counter()
-    shapes = list(itertools.product(config.depth, config.width, config.init))
-    total = sum(len(_parts(config, depth, width)) for depth, width, _ in shapes) * len(config.activation)
-    steps = itertools.count(1)
+    device, started, grid = device_of(config), time.perf_counter(), parts(config)
+    found = measured(config, device, grid, progress)
+    return assembled(config, grid, found, facts(device, started))
 
-    def note(label: str) -> None:
-        if progress is not None:
-            progress(next(steps), total, label)
 
+def measured(
+    config: SweepConfig, device: torch.device, grid: Sequence[Part], progress: Progress | None = None
+) -> list[Array]:
+    """What `measure` finds for each part; neighbours of the same weights share them."""
+    found, done, total = [], itertools.count(1), sum(len(part.activations) for part in grid)
+    memory, host = Memory(device), Memory(torch.device("cpu"))
     with measuring(device):
-        cells = [cell for shape in shapes for cell in _cells(config, device, *shape, note)]
-    facts = {
+        for (depth, width, init, seeds), sharing in itertools.groupby(grid, key=lambda part: part.drawn):
+            drawn = host.tensor("weights", weights_shape(config, depth, width, len(seeds)))
+            for index, seed in enumerate(seeds):
+                draw_weights(config, init, depth, width, seed, out=drawn[:, index])
+            weights = drawn.to(device)
+            signals = zip(*(draw_signals(config, depth, width, seed) for seed in seeds), strict=True)
+            inputs, output_gradient = (torch.stack(tensors).to(device) for tensors in signals)
+            for part in sharing:
+                modules = [activation_module(activations.get(name), config.family) for name in part.activations]
+                modules = [module.to(device).requires_grad_(False) for module in modules]
+                found.append(measure(weights, inputs, output_gradient, modules, memory))
+                if progress is not None:
+                    for name in part.activations:
+                        progress(next(done), total, f"{init} × {name}, depth {depth}, width {width}")
+    return found
+
+
+def assembled(config: SweepConfig, grid: Iterable[Part], found: Iterable[Array], facts: dict[str, Any]) -> SweepResult:
+    """The result of all parts of a grid: the seeds of each cell come together, and its theory beside them."""
+    rows: dict[tuple[int, int, str, str], list[Array]] = {
+        cell: [] for cell in itertools.product(config.depth, config.width, config.init, config.activation)
+    }
+    for part, values in zip(grid, found, strict=True):
+        for name, of_one in zip(part.activations, values, strict=True):
+            rows[part.depth, part.width, part.init, name].append(of_one)
+    cells = []
+    for (depth, width, init, name), of_seeds in rows.items():
+        pre, act, pre_grad, act_grad = np.concatenate(of_seeds, axis=1)
+        theirs = expected(config.family, init, name, depth, width)
+        cells.append(SweepCell(init, name, config.family, depth, width, pre, act, pre_grad, act_grad, theirs))
+    return SweepResult(config.model_dump(mode="json"), tuple(cells), facts)
+
+
+def facts(device: torch.device, started: float) -> dict[str, Any]:
+    """What a sweep ran on, and how many seconds it took since `started`."""
+    return {
         "gradscope": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -73,51 +102,13 @@ def sweep(config: SweepConfig | None = None, progress: Progress | None = None) -
         "dtype": "float32",
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return SweepResult(config.model_dump(mode="json"), tuple(cells), facts)
 
 
-def _cells(
-    config: SweepConfig, device: torch.device, depth: int, width: int, init: str, note: Callable[[str], None]
-) -> Iterator[SweepCell]:
-    """The cells of one init, depth and width."""
-    parts = [list(_measured(config, device, depth, width, init, seeds, note)) for seeds in _parts(config, depth, width)]
-    for activation, *rows in zip(config.activation, *parts, strict=True):
-        pre, act, pre_grad, act_grad = np.concatenate(rows, axis=1)
-        theirs = expected(config.family, init, activation, depth, width)
-        yield SweepCell(init, activation, config.family, depth, width, pre, act, pre_grad, act_grad, expected=theirs)
-
-
-def _measured(
-    config: SweepConfig,
-    device: torch.device,
-    depth: int,
-    width: int,
-    init: str,
-    seeds: range,
-    note: Callable[[str], None],
-) -> Iterator[NDArray[np.float64]]:
-    """What `measure` finds for each activation; the weights serve all of them and are then let go."""
-    weights = torch.stack([draw_weights(config, init, depth, width, seed) for seed in seeds], dim=1).to(device)
-    signals = zip(*(draw_signals(config, depth, width, seed) for seed in seeds), strict=True)
-    inputs, output_gradient = (torch.stack(tensors).to(device) for tensors in signals)
-    for name in config.activation:
-        module = activation_module(activations.get(name), config.family).to(device).requires_grad_(False)
-        yield measure(weights, inputs, output_gradient, module)
-        note(f"{init} × {name}, depth {depth}, width {width}")
-
-
-def _device(config: SweepConfig) -> torch.device:
+def device_of(config: SweepConfig) -> torch.device:
+    """The settings' device; SettingsError where torch does not find it."""
     device, here = torch.device(config.device), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= here:
         raise SettingsError(
             f"device must be one that torch finds, not {config.device!r}: it finds {here} CUDA devices."
         )
     return device
-
-
-def _parts(config: SweepConfig, depth: int, width: int) -> list[range]:
-    """The seeds in groups, each small enough to be measured at once in bounded memory."""
-    weights = width * round(layer_fans(config.family, width).fan_in)
-    signals = 2 * math.prod(signal_shape(config, width))  # each layer's pre-activation and activation
-    at_once = max(1, _BYTES_AT_ONCE // (4 * depth * (weights + signals)))
-    return [range(start, min(start + at_once, config.seeds)) for start in range(0, config.seeds, at_once)]

@@ -35,8 +35,8 @@ VARIANT: str
 def set_variant(name: str, /) -> None:
     """Uses another variant from now on; a ValueError if this processor lacks it."""
 
-def reduce(address: int, entries: int, dtype: int, row: int, /) -> None:
-    """Writes the row of contiguous entries.
+def reduce(address: int, entries: int, dtype: int, row: int, /) -> int:
+    """Writes the row of contiguous entries, and returns how many of them are NaN or infinite.
 
     Args:
         address: of the first entry.
@@ -80,8 +80,10 @@ def reduce_strided(
     histogram_offset: int = 0,
     unit: float = 1.0,
     /,
-) -> None:
+) -> int:
     """Writes the row of entries that lie apart, in the order of their indices; the rest is as in `run`.
+
+    Returns how many of them are NaN or infinite.
 
     Args:
         address: of the first entry.
@@ -91,4 +93,13 @@ def reduce_strided(
         histogram, minus, copy: as in `run`; `minus` and `copy` are contiguous, in the order of the indices.
         moment_stride, moment_offset, histogram_stride, histogram_offset: as in `run`.
         unit: as in `run`.
+    """
+
+def some_entries(table: int, tensors: int, found: int, /) -> None:
+    """Copies up to eight entries of each tensor, evenly spaced from its first on.
+
+    Args:
+        table: address of int64 `(tensors, 3)`; a line is address, entries, dtype.
+        tensors: how many lines.
+        found: address of float64 `(tensors, 8)`; what a tensor has no entry for is left as it is.
     """

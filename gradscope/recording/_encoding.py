@@ -1,14 +1,12 @@
 """A step's record, checked and turned into the values of its rows, before anything is written.
 
-Step after step the same sites have columns of the same types, so all that depends on these is kept in a `_Plan`; what
-is left for a step is a few operations over all signals at once.
+Step after step the same sites have columns of the same types, so all that depends on these is kept (`_plan`); what is
+left for a step is a few operations over all signals at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,28 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradscope.recording import _flags
 from gradscope.recording._codec import (
-    ALL_ZERO,
     FLOAT32,
     FLOAT64,
     HIGHEST,
     INT64,
     NOT_COUNTED,
-    SIZE,
     STORED,
     encode,
     exact_in_float32,
 )
 from gradscope.recording._contents import Contents
 from gradscope.recording._errors import unknown_name
-from gradscope.recording._frame import Frame
-from gradscope.recording._moments import COLUMNS, Ints, Moments, StepRecord
+from gradscope.recording._moments import Ints, Moments, StepRecord
+from gradscope.recording._plan import FLOATS, INTS, Plan, Shape, plan_of
 from gradscope.recording._site import SIGNALS, Signal
 
-MOST_FRAMES = 1000
-"""Further ones are not kept: a step that lies in its own way carries its frame itself."""
-
-_FLOATS = tuple(name for name, dtype in COLUMNS.items() if dtype is np.float64)
-_INTS = tuple(name for name, dtype in COLUMNS.items() if dtype is np.int64)
+CACHED = 100
+"""How many shapes, and plans of each, are kept: more than a training has, but for one that is different each step."""
 
 
 class Encoded(NamedTuple):
@@ -49,40 +42,14 @@ class Encoded(NamedTuple):
     histograms: bytes
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What steps with the same sites and the same codes share: number, bytes and flags, and which pieces of the
-    arrays (by code, in bytes) make the body."""
-
-    frame: int
-    head: bytes
-    flags: int
-    pieces: tuple[tuple[int, slice], ...]
-
-
-class _Shape:
-    """What steps with the same sites share: where each column begins in the joined arrays."""
-
-    def __init__(self, signals: tuple[int, ...], ids: tuple[Ints, ...]) -> None:
-        self.signals, self.ids = signals, ids
-        rows = [len(each) for each in ids]
-        self.float_starts, self.int_starts = _starts(rows, _FLOATS), _starts(rows, _INTS)
-        self.plans: dict[bytes, _Plan] = {}
-
-
-def _starts(rows: list[int], names: Sequence[str]) -> Ints:
-    """Where each of these columns of each signal begins, the signals having so many rows."""
-    return np.array([0, *accumulate(n for n in rows for _ in names)][:-1], dtype=np.int64)
-
-
 class Encoder:
     """Encodes the records of one recording; ValueError where a record does not fit its sites."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._checked: dict[str, bytes] = {}  # by signal the ids that passed: mostly the same as before
-        self._shapes: dict[tuple[tuple[int, bytes], ...], _Shape] = {}
-        self._nothing = self._plan(_Shape((), ()), b"")
+        self._shapes: dict[tuple[tuple[int, bytes], ...], Shape] = {}
+        self._nothing = plan_of(Shape((), ()), b"", contents.frames)
 
     def __call__(self, record: StepRecord) -> Encoded:
         """The rows of a step."""
@@ -94,7 +61,7 @@ class Encoder:
         plan, moments = self._moments(record.moments)
         return Encoded(flags | plan.flags, plan.frame, moments, histograms)
 
-    def _moments(self, signals: Mapping[Signal, tuple[Ints, Moments]]) -> tuple[_Plan, bytes]:
+    def _moments(self, signals: Mapping[Signal, tuple[Ints, Moments]]) -> tuple[Plan, bytes]:
         keys: list[tuple[int, bytes]] = []
         own: list[Moments] = []
         for signal, (site_ids, moments) in signals.items():
@@ -105,15 +72,15 @@ class Encoder:
         if not own:
             return self._nothing, self._nothing.head
         shape = self._shape(tuple(keys))
-        long = np.frombuffer(b"".join([getattr(m, name) for m in own for name in _FLOATS]), np.float64)
-        ints = np.frombuffer(b"".join([getattr(m, name) for m in own for name in _INTS]), np.int64)
+        long = np.frombuffer(b"".join([getattr(m, name) for m in own for name in FLOATS]), np.float64)
+        ints = np.frombuffer(b"".join([getattr(m, name) for m in own for name in INTS]), np.int64)
         short, exact = exact_in_float32(long)
         float_codes = FLOAT64 - np.logical_and.reduceat(exact, shape.float_starts).view(np.uint8)
         codes = float_codes.tobytes() + _int_codes(ints, shape.int_starts)
         plan = shape.plans.get(codes)
         if plan is None:
-            plan = shape.plans[codes] = self._plan(shape, codes)
-            if len(shape.plans) > MOST_FRAMES:
+            plan = shape.plans[codes] = plan_of(shape, codes, self._contents.frames)
+            if len(shape.plans) > CACHED:
                 shape.plans.clear()
         stored: dict[int, memoryview] = {FLOAT32: _bytes(short), FLOAT64: _bytes(long.astype("<f8", copy=False))}
         pieces = [plan.head]
@@ -123,47 +90,14 @@ class Encoder:
             pieces.append(stored[code][piece])  # type: ignore[arg-type]
         return plan, b"".join(pieces)
 
-    def _shape(self, keys: tuple[tuple[int, bytes], ...]) -> _Shape:
+    def _shape(self, keys: tuple[tuple[int, bytes], ...]) -> Shape:
         shape = self._shapes.get(keys)
         if shape is None:
             ids = tuple(np.frombuffer(key, np.int64) for _, key in keys)
-            shape = self._shapes[keys] = _Shape(tuple(signal for signal, _ in keys), ids)
-            if len(self._shapes) > MOST_FRAMES:
+            shape = self._shapes[keys] = Shape(tuple(signal for signal, _ in keys), ids)
+            if len(self._shapes) > CACHED:
                 self._shapes.clear()
         return shape
-
-    def _plan(self, shape: _Shape, codes: bytes) -> _Plan:
-        """That of steps of this shape, with these codes: of every float column of each signal, then of the integers."""
-        signals = range(len(shape.ids))
-        columns = [(k, name) for k in signals for name in _FLOATS] + [(k, name) for k in signals for name in _INTS]
-        code = dict(zip(columns, codes, strict=True))
-        starts = dict(zip(columns, (*shape.float_starts.tolist(), *shape.int_starts.tolist()), strict=True))
-        pieces: list[tuple[int, slice]] = []
-        flags, parts = 0, []
-        for k, (signal, ids) in enumerate(zip(shape.signals, shape.ids, strict=True)):
-            parts.append((signal, ids, bytes(code[k, name] for name in COLUMNS)))
-            flags |= _flags.bit("moments", signal)
-            if any(code[k, name] != ALL_ZERO for name in ("nans", "infs")):
-                flags |= _flags.bit("nonfinite", signal)
-            for name in COLUMNS:
-                own, size = code[k, name], SIZE[code[k, name]]
-                start, stop = starts[k, name] * size, (starts[k, name] + len(ids)) * size
-                if pieces and pieces[-1][0] == own and pieces[-1][1].stop == start:
-                    pieces[-1] = own, slice(pieces[-1][1].start, stop)
-                elif size:
-                    pieces.append((own, slice(start, stop)))
-        data = Frame.dumps(parts)
-        number = self._number(data)
-        head = b"" if number >= 0 else len(data).to_bytes(4, "little") + data
-        return _Plan(number, head, flags, tuple(pieces))
-
-    def _number(self, data: bytes) -> int:
-        """The number of a frame, −1 of one that is not kept."""
-        frames = self._contents.frames
-        for n, known in enumerate(frames):
-            if known == data:
-                return n
-        return frames.add(data) if len(frames) < MOST_FRAMES else -1
 
     def _histograms(self, signals: Mapping[Signal, tuple[Ints, Ints]]) -> tuple[bytes, int]:
         """The blob of heads, site ids and counts, and the flags: of each signal only the bins between its ends."""

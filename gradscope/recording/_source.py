@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradscope.recording import _flags, _reading
 from gradscope.recording._contents import Contents
@@ -136,3 +136,14 @@ def _index_of(signal: str) -> int:
     if signal not in SIGNALS:
         raise unknown_name("signal", signal, SIGNALS)
     return SIGNALS.index(signal)
+
+
+def indices(steps: ArrayLike, recorded: int) -> Ints:
+    """The indices from 0 of some steps of so many; IndexError where there is no such step."""
+    chosen = np.asarray(steps)
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"steps are whole numbers, indices into `steps`, got {chosen.dtype} of shape {chosen.shape}")
+    outside = chosen[(chosen < -recorded) | (chosen >= recorded)]
+    if outside.size:
+        raise IndexError(f"steps has {outside[0]}, which is out of range: {recorded} steps are recorded")
+    return np.where(chosen < 0, chosen + recorded, chosen).astype(np.int64)

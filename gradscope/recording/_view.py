@@ -18,7 +18,7 @@ from gradscope.recording._precision import PrecisionShare, known_dtype, precisio
 from gradscope.recording._profile import Profile
 from gradscope.recording._sampling import Sampling, columns_of, sampling_of
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
-from gradscope.recording._source import Source
+from gradscope.recording._source import Source, indices
 from gradscope.recording._statistics import get_statistic
 
 
@@ -124,7 +124,7 @@ class View:
         recorded = self._source.contents.recorded  # what a thread appends from here on is left out
         column = self._source.columns(signal)
         every = np.arange(recorded)
-        chosen, places = (every, every) if steps is None else np.unique(_indices(steps, recorded), return_inverse=True)
+        chosen, places = (every, every) if steps is None else np.unique(indices(steps, recorded), return_inverse=True)
         out = np.full((len(chosen), column.max(initial=-1) + 1), np.nan)
         for at, ids, moments in self._source.moments(signal, chosen):
             rows = np.searchsorted(chosen, at)
@@ -242,14 +242,3 @@ class View:
 
     def _repr_html_(self) -> str:
         return _show.html_table(self)
-
-
-def _indices(steps: ArrayLike, recorded: int) -> Ints:
-    """The indices from 0 of some steps; IndexError where there is no such step."""
-    chosen = np.asarray(steps)
-    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
-        raise ValueError(f"steps are whole numbers, indices into `steps`, got {chosen.dtype} of shape {chosen.shape}")
-    outside = chosen[(chosen < -recorded) | (chosen >= recorded)]
-    if outside.size:
-        raise IndexError(f"steps has {outside[0]}, which is out of range: {recorded} steps are recorded")
-    return np.where(chosen < 0, chosen + recorded, chosen).astype(np.int64)

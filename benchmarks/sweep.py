@@ -6,8 +6,8 @@ Once the whole default sweep (measurement and theory, no pictures); then, in tur
 beside their bare products: cell by cell, and at once as the sweep arranges them, several activations' rows in one
 batched product. Ratios are medians over the turns' own ratios.
 
-Measured on 2 cores of an AMD EPYC (Zen 5), torch 2.13.0 CPU, 2 threads, `python benchmarks/sweep.py 5`, other work on the
-machine:
+Measured on 2 cores of an AMD EPYC (Zen 5), torch 2.13.0 CPU, 2 threads, `python benchmarks/sweep.py 5`, other work on
+the machine:
 
     the default sweep, 100 cells: 3.6 s
 

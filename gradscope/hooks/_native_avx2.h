@@ -21,6 +21,7 @@ TARGET static inline void add_sums32_avx2(const float *x, int64_t n, float shift
     for (; i + 16 <= n; i += 16) {
         for (int j = 0; j < 2; j++) {
             const float *p = x + i + 8 * j;
+            if (j == 0) ask_ahead(p, LINE);
             __m256 v = _mm256_loadu_ps(p);
             __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(p)), b = _mm256_cvtps_pd(_mm_loadu_ps(p + 4));
             if (shifted) {
@@ -64,50 +65,58 @@ TARGET static void sums32_avx2(const float *x, int64_t n, float shift, float tin
     }
 }
 
-TARGET static void sums64_avx2(const double *x, int64_t n, double shift, double tiny, Sums *sums) {
+TARGET static inline void add_sums64_avx2(const double *x, int64_t n, double shift, double tiny, int shifted, Sums *sums) {
     const __m256d about = _mm256_set1_pd(shift), no_sign = _mm256_castsi256_pd(_mm256_set1_epi64x(INT64_MAX));
     const __m256d limit = _mm256_set1_pd(tiny);
-    __m256d first[4], second[4], lowest[2], highest[2];
-    __m256i small = _mm256_setzero_si256(), subnormal = _mm256_setzero_si256();
-    for (int j = 0; j < 4; j++) first[j] = second[j] = _mm256_setzero_pd();
-    for (int j = 0; j < 2; j++) {
-        lowest[j] = _mm256_set1_pd(INFINITY);
-        highest[j] = _mm256_set1_pd(-INFINITY);
-    }
+    __m256d first[2], second[4], lowest = _mm256_set1_pd(INFINITY), highest = _mm256_set1_pd(-INFINITY);
+    __m256i small = _mm256_setzero_si256();
+    __m256d subnormal = _mm256_setzero_pd();
+    for (int j = 0; j < 4; j++) first[j / 2] = second[j] = _mm256_setzero_pd();
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
+        ask_ahead(x + i, 2 * LINE);
         for (int j = 0; j < 4; j++) {
-            __m256d v = _mm256_loadu_pd(x + i + 4 * j), d = _mm256_sub_pd(v, about);
-            first[j] = _mm256_add_pd(first[j], d);
+            __m256d v = _mm256_loadu_pd(x + i + 4 * j), d = shifted ? _mm256_sub_pd(v, about) : v;
+            first[j & 1] = _mm256_add_pd(first[j & 1], d);
             second[j] = _mm256_fmadd_pd(d, d, second[j]);
-            lowest[j & 1] = _mm256_min_pd(v, lowest[j & 1]);
-            highest[j & 1] = _mm256_max_pd(v, highest[j & 1]);
+            lowest = _mm256_min_pd(v, lowest);
+            highest = _mm256_max_pd(v, highest);
             __m256d magnitude = _mm256_and_pd(v, no_sign);
             __m256d is_small = _mm256_cmp_pd(magnitude, limit, _CMP_LT_OQ);
             small = _mm256_sub_epi64(small, _mm256_castpd_si256(is_small));
-            subnormal = _mm256_or_si256(subnormal, _mm256_castpd_si256(_mm256_and_pd(is_small, magnitude)));
+            subnormal = _mm256_or_pd(subnormal, _mm256_and_pd(is_small, magnitude));
         }
     }
     double low[4], high[4];
     int64_t counts[4];
-    _mm256_storeu_pd(low, _mm256_min_pd(lowest[0], lowest[1]));
-    _mm256_storeu_pd(high, _mm256_max_pd(highest[0], highest[1]));
+    _mm256_storeu_pd(low, lowest);
+    _mm256_storeu_pd(high, highest);
     _mm256_storeu_si256((__m256i *)counts, small);
     *sums = (Sums){0, 0, INFINITY, -INFINITY, 0, 0};
-    sums->first = sum_avx2(_mm256_add_pd(_mm256_add_pd(first[0], first[1]), _mm256_add_pd(first[2], first[3])));
+    sums->first = sum_avx2(_mm256_add_pd(first[0], first[1]));
     sums->second = sum_avx2(_mm256_add_pd(_mm256_add_pd(second[0], second[1]), _mm256_add_pd(second[2], second[3])));
     for (int j = 0; j < 4; j++) {
         sums->lowest = low[j] < sums->lowest ? low[j] : sums->lowest;
         sums->highest = high[j] > sums->highest ? high[j] : sums->highest;
         sums->small += counts[j];
     }
-    sums->subnormal = !_mm256_testz_si256(subnormal, subnormal);
+    __m256i bits = _mm256_castpd_si256(subnormal);
+    sums->subnormal = !_mm256_testz_si256(bits, bits);
     rest64(x + i, n - i, shift, tiny, sums);
+}
+
+TARGET static void sums64_avx2(const double *x, int64_t n, double shift, double tiny, Sums *sums) {
+    if (shift == 0) {
+        add_sums64_avx2(x, n, 0, tiny, 0, sums);
+    } else {
+        add_sums64_avx2(x, n, shift, tiny, 1, sums);
+    }
 }
 
 TARGET static void widen_half_avx2(const uint16_t *x, int64_t n, float *wide) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {
+        if (i % 32 == 0) ask_ahead(x + i, LINE);
         _mm256_storeu_ps(wide + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
     }
     widen_half_generic(x + i, n - i, wide + i);

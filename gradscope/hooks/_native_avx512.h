@@ -4,7 +4,8 @@
 #define NAME(function) function##_avx512
 #include "_native_loops.h"
 
-TARGET static void sums32_avx512(const float *x, int64_t n, float shift, float tiny, Sums *sums) {
+/* `shifted` is a constant where this is inlined; without a shift there is nothing to subtract. */
+TARGET static inline void add_sums32_avx512(const float *x, int64_t n, float shift, float tiny, int shifted, Sums *sums) {
     const __m512i one = _mm512_set1_epi32(1), limit = _mm512_set1_epi32((int32_t)(2 * bits32(tiny)));
     const __m512d about = _mm512_set1_pd((double)shift);
     __m512d first[4], second[4];
@@ -20,8 +21,12 @@ TARGET static void sums32_avx512(const float *x, int64_t n, float shift, float t
         for (int j = 0; j < 2; j++) {
             const float *p = x + i + 16 * j;
             __m512 v = _mm512_loadu_ps(p);
-            __m512d a = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(p)), about);
-            __m512d b = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(p + 8)), about);
+            ask_ahead(p, LINE);
+            __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(p)), b = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
+            if (shifted) {
+                a = _mm512_sub_pd(a, about);
+                b = _mm512_sub_pd(b, about);
+            }
             first[2 * j] = _mm512_add_pd(first[2 * j], a);
             first[2 * j + 1] = _mm512_add_pd(first[2 * j + 1], b);
             second[2 * j] = _mm512_fmadd_pd(a, a, second[2 * j]);
@@ -44,7 +49,15 @@ TARGET static void sums32_avx512(const float *x, int64_t n, float shift, float t
     rest32(x + i, n - i, shift, tiny, sums);
 }
 
-TARGET static void sums64_avx512(const double *x, int64_t n, double shift, double tiny, Sums *sums) {
+TARGET static void sums32_avx512(const float *x, int64_t n, float shift, float tiny, Sums *sums) {
+    if (shift == 0) {
+        add_sums32_avx512(x, n, 0, tiny, 0, sums);
+    } else {
+        add_sums32_avx512(x, n, shift, tiny, 1, sums);
+    }
+}
+
+TARGET static inline void add_sums64_avx512(const double *x, int64_t n, double shift, double tiny, int shifted, Sums *sums) {
     const __m512i one = _mm512_set1_epi64(1), limit = _mm512_set1_epi64((int64_t)(2 * bits64(tiny)));
     const __m512d about = _mm512_set1_pd(shift);
     __m512d first[4], second[4], lowest[2], highest[2];
@@ -57,7 +70,8 @@ TARGET static void sums64_avx512(const double *x, int64_t n, double shift, doubl
     int64_t i = 0;
     for (; i + 32 <= n; i += 32) {
         for (int j = 0; j < 4; j++) {
-            __m512d v = _mm512_loadu_pd(x + i + 8 * j), d = _mm512_sub_pd(v, about);
+            __m512d v = _mm512_loadu_pd(x + i + 8 * j), d = shifted ? _mm512_sub_pd(v, about) : v;
+            ask_ahead(x + i + 8 * j, LINE);
             first[j] = _mm512_add_pd(first[j], d);
             second[j] = _mm512_fmadd_pd(d, d, second[j]);
             lowest[j & 1] = _mm512_min_pd(v, lowest[j & 1]);
@@ -78,9 +92,18 @@ TARGET static void sums64_avx512(const double *x, int64_t n, double shift, doubl
     rest64(x + i, n - i, shift, tiny, sums);
 }
 
+TARGET static void sums64_avx512(const double *x, int64_t n, double shift, double tiny, Sums *sums) {
+    if (shift == 0) {
+        add_sums64_avx512(x, n, 0, tiny, 0, sums);
+    } else {
+        add_sums64_avx512(x, n, shift, tiny, 1, sums);
+    }
+}
+
 TARGET static void widen_half_avx512(const uint16_t *x, int64_t n, float *wide) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
+        if (i % 32 == 0) ask_ahead(x + i, LINE);
         _mm512_storeu_ps(wide + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x + i))));
     }
     widen_half_generic(x + i, n - i, wide + i);
@@ -185,27 +208,60 @@ TARGET static inline void count_sets_avx512(const float *x, const Table *table, 
     }
 }
 
+/* The sums of eight vectors' lanes, a lane each. */
+TARGET static inline __m512i sum_lanes_avx512(const __m512i v[8]) {
+    __m512i pair[4], four[2];
+    for (int j = 0; j < 4; j++) {
+        __m512i a = v[2 * j], b = v[2 * j + 1];
+        pair[j] = _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    for (int j = 0; j < 2; j++) {
+        __m512i a = pair[2 * j], b = pair[2 * j + 1];
+        four[j] = _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+    }
+    return _mm512_add_epi64(_mm512_shuffle_i64x2(four[0], four[1], 0x88),
+                            _mm512_shuffle_i64x2(four[0], four[1], 0xdd));
+}
+
+/* From the entries that have all bits of a set to those that have no others: bit by bit, f(S) −= f(S ∪ bit). */
+TARGET static inline void exclude_avx512(__m512i sets[HALF]) {
+    const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+    for (int bit = 1; bit < HALF; bit *= 2) {
+        for (int h = 0; h < HALF; h++) {
+            if (!(h & bit)) sets[h] = _mm512_sub_epi64(sets[h], sets[h | bit]);
+        }
+    }
+    for (int bit = 1; bit < HALF; bit *= 2) {
+        __m512i with = _mm512_or_si512(lane, _mm512_set1_epi64(bit));
+        __mmask8 without = _mm512_testn_epi64_mask(lane, _mm512_set1_epi64(bit));
+        for (int h = 0; h < HALF; h++) {
+            sets[h] = _mm512_mask_sub_epi64(sets[h], without, sets[h], _mm512_permutexvar_epi64(with, sets[h]));
+        }
+    }
+}
+
 TARGET static void histogram_avx512(const float *x, int64_t n, int64_t *counts) {
     Table table;
-    __m512i lanes[BINS];
-    int64_t sets[BINS], i = 0;
+    __m512i lanes[BINS], sets[HALF];
+    int64_t i = 0, filled = 0, found[HALF];
     for (int j = 0; j < 4; j++) table.quarter[j] = _mm512_loadu_si512(bin_of_field + 64 * j);
     for (int j = 0; j < BINS; j++) lanes[j] = _mm512_setzero_si512();
     for (; i + 2 * STRETCH <= n; i += 2 * STRETCH) count_sets_avx512(x + i, &table, lanes);
     if (i < n) {
         float rest[2 * STRETCH] = {0};
         memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+        filled = i + 2 * STRETCH - n;
         count_sets_avx512(rest, &table, lanes);
     }
-    for (int j = 0; j < BINS; j++) sets[j] = _mm512_reduce_add_epi64(lanes[j]);
-    for (int bit = 1; bit < BINS; bit *= 2) {
-        for (int j = 0; j < BINS; j++) {
-            if (!(j & bit)) sets[j] -= sets[j | bit];
-        }
+    for (int h = 0; h < HALF; h++) sets[h] = sum_lanes_avx512(lanes + HALF * h);
+    exclude_avx512(sets);
+    _mm512_storeu_si512(found, sets[0]);
+    if (found[ZERO] > filled) count_subnormal(x, n, counts);
+    sets[0] = _mm512_maskz_mov_epi64((__mmask8) ~(1 << ZERO | 1 << NONFINITE), sets[0]);
+    for (int h = 0; h < HALF; h++) {
+        __m512i sum = _mm512_add_epi64(_mm512_loadu_si512(counts + HALF * h), sets[h]);
+        _mm512_storeu_si512(counts + HALF * h, sum);
     }
-    int64_t filled = (i < n) * (i + 2 * STRETCH - n);
-    if (sets[ZERO] > filled) count_subnormal(x, n, counts);
-    for (int j = NONFINITE + 1; j < BINS; j++) counts[j] += sets[j];
 }
 
 static const Kernels AVX512 = {

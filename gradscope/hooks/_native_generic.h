@@ -41,7 +41,7 @@ static void sums64_generic(const double *x, int64_t n, double shift, double tiny
 
 /* float16's exponent bits put where float32's are, and the difference of the two biases made up by a product, which
    makes subnormal numbers normal ones. */
-static void widen_half_generic(const uint16_t *x, int64_t n, float *wide) {
+static void widen_half_generic(const uint16_t *restrict x, int64_t n, float *restrict wide) {
     for (int64_t i = 0; i < n; i++) {
         uint32_t magnitude = (uint32_t)(x[i] & 0x7fff) << 13;
         uint32_t sign = (uint32_t)(x[i] & 0x8000) << 16;

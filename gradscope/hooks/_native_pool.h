@@ -58,7 +58,7 @@ static void work(Batch *batch) {
         const Job *job = task->job;
         if (task->part) {
             int64_t last = job->entries - task->first < SEGMENT ? job->entries : task->first + SEGMENT;
-            clear(task->part);
+            clear(task->part, job);
             read_segment(batch->use, job, task->first, last, &buffers, task->part);
         } else {
             read_tensor(batch->use, job, &buffers);
@@ -152,8 +152,8 @@ static int read_shared(const Kernels *use, const Job *jobs, int64_t count, int t
             int64_t segments = segments_of(&jobs[i]);
             if (segments == 1) continue;
             Part total;
-            clear(&total);
-            for (int64_t s = 0; s < segments; s++) add_part(&total, next++);
+            clear(&total, &jobs[i]);
+            for (int64_t s = 0; s < segments; s++) add_part(&total, next++, &jobs[i]);
             finish(use, &jobs[i], &total, &buffers);
         }
         leave_float_state(before);

@@ -14,6 +14,14 @@
 
 enum { BINS = 64, CHUNK = 16 };
 
+/* How far ahead of what is read memory is asked for, in bytes. The processor looks ahead by itself, but no further than
+   a page, and not while a block is counted; what lies in the caches already costs 2 % for it. */
+enum { AHEAD = 12288, LINE = 64, STRIP = 32 };
+
+static inline void ask_ahead(const void *now, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += LINE) __builtin_prefetch((const char *)now + AHEAD + line);
+}
+
 typedef struct {
     double first;  /* Σ(x − shift) */
     double second; /* Σ(x − shift)²; not finite where an entry is not */

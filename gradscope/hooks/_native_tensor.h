@@ -229,14 +229,14 @@ static void read_segment(const Kernels *use, const Job *job, int64_t first, int6
     int direct = !job->layout && !job->minus && size >= 4 && aligned(job->address, size);
     int64_t most = direct ? BLOCK : PIECE;
     double tiny = TINY_OF[job->dtype];
-    Sampler moments = sampler(job->moments, job->entries, first, b->moments);
-    Sampler counts = sampler(job->counts, job->entries, first, b->counts);
+    Sampler moments = {0}, counts = {0};
+    if (job->moments.stride > 1) moments = sampler(job->moments, job->entries, first, b->moments);
+    if (job->counts.stride > 1) counts = sampler(job->counts, job->entries, first, b->counts);
     View view = {NULL, NULL, 0};
     for (int64_t at = first; at < last; at += view.n) {
         int64_t n = last - at < most ? last - at : most;
         const char *raw = raw_entries(job, at, n, b->raw);
         view = view_of(use, job, raw, at, n, b);
-        if (job->copy) memcpy(job->copy + at * size, raw, (size_t)(n * size)); /* may be where `minus` was read */
         if (job->moments.stride == 1) {
             add_moments(use, view, tiny, &part->all);
         } else {
@@ -247,6 +247,7 @@ static void read_segment(const Kernels *use, const Job *job, int64_t first, int6
                 moments.held = 0;
             }
         }
+        if (job->copy) memcpy(job->copy + at * size, raw, (size_t)(n * size)); /* may be where `minus` was read */
         if (!job->histogram) continue;
         if (job->counts.stride == 1) {
             add_counts(use, view, job->unit, b, part->counts);
@@ -264,17 +265,18 @@ static void read_segment(const Kernels *use, const Job *job, int64_t first, int6
     if (counts.held) add_counts(use, sample_of(&counts, view), job->unit, b, part->counts);
 }
 
-static void clear(Part *part) {
+/* The counts are used only where a histogram is asked for. */
+static void clear(Part *part, const Job *job) {
     part->all = part->sample = NOTHING;
     part->sampled = 0;
-    memset(part->counts, 0, sizeof part->counts);
+    if (job->histogram) memset(part->counts, 0, sizeof part->counts);
 }
 
-static void add_part(Part *total, const Part *part) {
+static void add_part(Part *total, const Part *part, const Job *job) {
     merge(&total->all, &part->all);
     merge(&total->sample, &part->sample);
     total->sampled += part->sampled;
-    for (int bin = 0; bin < BINS; bin++) total->counts[bin] += part->counts[bin];
+    for (int bin = 0; job->histogram && bin < BINS; bin++) total->counts[bin] += part->counts[bin];
 }
 
 static int64_t scaled_up(int64_t sampled, double share) { return (int64_t)rint((double)sampled * share); }
@@ -323,15 +325,15 @@ static void finish(const Kernels *use, const Job *job, const Part *total, Buffer
 
 static void read_tensor(const Kernels *use, const Job *job, Buffers *b) {
     Part total, part;
-    clear(&total);
+    clear(&total, job);
     if (job->entries <= SEGMENT) {
         if (job->entries) read_segment(use, job, 0, job->entries, b, &total);
     } else {
         for (int64_t first = 0; first < job->entries; first += SEGMENT) {
             int64_t last = job->entries - first < SEGMENT ? job->entries : first + SEGMENT;
-            clear(&part);
+            clear(&part, job);
             read_segment(use, job, first, last, b, &part);
-            add_part(&total, &part);
+            add_part(&total, &part, job);
         }
     }
     finish(use, job, &total, b);

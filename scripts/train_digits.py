@@ -18,7 +18,7 @@ from gradscope import GradScope, Recording, init
 from gradscope.cli import main as report
 from gradscope.recording import decades_per_layer
 
-DEPTH, WIDTH, STEPS, BATCH, RATE = 20, 64, 120, 128, 0.02
+DEPTH, WIDTH, STEPS, BATCH, RATE = 20, 64, 300, 128, 0.003
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def test_what_the_readme_shows_of_the_digits_is_what_comes_out(start: train_digi
     elif last > 2:  # has not learned: ln 10, whatever the rounding
         assert loss[-1] == pytest.approx(math.log(10), abs=0.05)
         assert accuracy == pytest.approx(0.1, abs=0.03)
-    else:  # it learns; how far it comes is up to rounding, which 120 steps let grow: 86 % and 62 % on two machines
-        assert loss[-1] < math.log(10) / 2 < loss[0]
-        assert min(accuracy, shown_accuracy / 100) > 0.5
+    else:  # it learns; ten roundings of the first weights ended between 96.3 and 98.6 % accuracy
+        assert loss[-1] < 0.25 < math.log(10) < loss[0]
+        assert accuracy == pytest.approx(shown_accuracy / 100, abs=0.04)
 
 
 def test_the_start_that_explodes_has_its_first_sick_site_and_its_first_nan_named(tmp_path: Path) -> None:

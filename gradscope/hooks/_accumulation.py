@@ -41,6 +41,8 @@ class Accumulation:
 
     def backward_reached(self, forward: Forward) -> None:
         """A backward pass of this forward is under way."""
+        if forward is not self._last and torch._C._current_graph_task_id() != self._awaited:
+            self._arrived = set()  # those of a backward that has raised
         self._last = forward
         if self.settles:
             self._await_the_end()
@@ -67,7 +69,7 @@ class Accumulation:
 
     def forget(self) -> None:
         """Nothing of a forward pass is kept."""
-        self._last = None
+        self._last, self._arrived = None, set()
 
     def _forward(self, step: Step) -> Forward:
         return self._last if self._last in step.forwards and self._last is not None else step.forwards[-1]

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -60,20 +61,26 @@ class Attachment:
     Attributes:
         resting: only the hooks on the model itself are on.
         lazy: some parameters take hooks only once their first input has come.
+        complete: every parameter that was trained when it was looked at has its hook.
     """
 
     def __init__(self, model: nn.Module, unobserved: Unobserved, callbacks: Callbacks) -> None:
         self.resting = False
         self.lazy = False
+        self.complete = True
         self._model = model
         self._unobserved = unobserved
         self._call = callbacks
-        self._modules: weakref.WeakKeyDictionary[nn.Module, list[Removable]] = weakref.WeakKeyDictionary()
+        self._modules: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
         self._specs: weakref.WeakKeyDictionary[nn.Module, list[_Spec]] = weakref.WeakKeyDictionary()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._in_attention: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._earlier: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
+        """Of modules without our hooks, the hooks of others that are called before ours."""
         self._parameters: dict[int, tuple[weakref.ref[Tensor], Hook]] = {}
-        self._on_parameters: list[Removable] = []
+        self._on_parameters: dict[int, Removable] = {}
+        self._others: set[int] = set()
+        """Ids of parameters that an optimizer holds, and the model does not."""
         self.attach_new()
 
     def attach_new(self) -> None:
@@ -85,17 +92,22 @@ class Attachment:
                 self._attach(module)
             if isinstance(module, nn.MultiheadAttention):
                 self._in_attention.update(module.children())
-        self.lazy = False
+        self.lazy, self.complete = False, True
+        self._others = set()
         for name, _, parameter in parameters_at_rest(self._model):
             if isinstance(parameter, nn.UninitializedParameter):  # takes hooks once its first input has come
                 self.lazy = True
                 continue
             known = self._parameters.get(id(parameter))
             # One that is no leaf stands there for a single call: functional_call with weights that were computed.
-            if parameter.requires_grad and parameter.is_leaf and (known is None or known[0]() is not parameter):
+            if not (parameter.requires_grad and parameter.is_leaf):
+                continue
+            if known is None or known[0]() is not parameter:
                 hook = self._call.on_parameter(unwrapped_name(name))
                 self._parameters[id(parameter)] = weakref.ref(parameter), hook
                 self._attach_parameter(parameter, hook)
+            elif id(parameter) not in self._on_parameters:  # it was frozen when the hooks were put on again
+                self._attach_parameter(parameter, known[1])
 
     def _specify(self, module: nn.Module) -> None:
         name = self._names[module]
@@ -106,12 +118,15 @@ class Attachment:
 
     def _attach(self, module: nn.Module) -> None:
         if module in self._specs:
-            self._modules[module] = [spec.put_on(module) for spec in self._specs[module]]
+            handles = self._modules[module] = [spec.put_on(module) for spec in self._specs[module]]
+            earlier = self._earlier.pop(module, None)
+            if earlier is not None:
+                _put_after(module, earlier, {handle.id for handle in handles})
 
     def _attach_parameter(self, parameter: Tensor, hook: Hook) -> None:
         handle = parameter.register_post_accumulate_grad_hook(hook)
         _put_first(parameter, handle)
-        self._on_parameters.append(handle)
+        self._on_parameters[id(parameter)] = handle
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[_Spec]:
         call, root = self._call, module is self._model
@@ -148,6 +163,8 @@ class Attachment:
                 parameter = known()
                 if parameter is not None and parameter.requires_grad and parameter.is_leaf:
                     self._attach_parameter(parameter, hook)
+                else:
+                    self.complete = False
 
     def detach(self) -> None:
         """Take every hook off."""
@@ -155,21 +172,31 @@ class Attachment:
         self._take_off_parameters()
         self._specs.clear()
         self._names.clear()
+        self._earlier.clear()
         self._parameters = {}
 
     def _take_off(self, modules: list[nn.Module]) -> None:
         for module in modules:
-            for handle in self._modules.pop(module):
+            handles = self._modules.pop(module)
+            self._earlier[module] = _before(module, {handle.id for handle in handles})
+            for handle in handles:
                 handle.remove()
 
     def _take_off_parameters(self) -> None:
-        for handle in self._on_parameters:
+        for handle in self._on_parameters.values():
             handle.remove()
-        self._on_parameters = []
+        self._on_parameters = {}
 
     def holds(self, parameters: set[int]) -> bool:
         """Whether any of these ids is that of a trained parameter of the model."""
-        return not parameters.isdisjoint(self._parameters)
+        if not parameters.isdisjoint(self._parameters):
+            return True
+        if parameters <= self._others:
+            return False
+        if not parameters.isdisjoint({id(parameter) for parameter in self._model.parameters()}):
+            return True  # of a module that has come since the hooks were put on
+        self._others |= parameters
+        return False
 
     def put_aside(self, layer: nn.Module) -> list[nn.Module]:
         """Take our hooks off a module and all within it; returns which to `bring_back`."""
@@ -187,6 +214,22 @@ class Attachment:
         for module in self._modules:
             if next(module.children(), None) is None:
                 yield self._names[module], module in self._in_attention
+
+
+def _tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def _before(module: nn.Module, ours: set[int]) -> set[int]:
+    """The hooks of others that are called before ours."""
+    return {key for table in _tables(module) for key in takewhile(lambda key: key not in ours, table)}
+
+
+def _put_after(module: nn.Module, earlier: set[int], ours: set[int]) -> None:
+    """Have our hooks, which were put on last, called right after these, as they once were."""
+    for table in _tables(module):
+        for key in [key for key in table if key not in earlier and key not in ours]:
+            table[key] = table.pop(key)
 
 
 def _put_first(parameter: Tensor, handle: RemovableHandle) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._tensors import is_distributed
 from gradscope.recording import Moments
+
+if TYPE_CHECKING:
+    from gradscope.hooks._together import Together
 
 SAMPLES = 8
 
@@ -33,7 +37,7 @@ class Few:
         read: `(parameters,)`, of which there are any.
     """
 
-    def __init__(self, of: object, parameters: int) -> None:
+    def __init__(self, of: Together, parameters: int) -> None:
         self.of = of
         self.values = np.zeros((parameters, SAMPLES))
         self.read = np.zeros(parameters, dtype=bool)

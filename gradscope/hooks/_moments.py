@@ -18,7 +18,7 @@ from gradscope.hooks._kernel import CODES, native
 from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._reduction import estimate_on_cpu, flat, pieces, reduce_finite, reduce_on_cpu, sample_of
 from gradscope.hooks._rows import INFS, NANS, Row, constant_zeros, merged
-from gradscope.hooks._tensors import is_distributed
+from gradscope.hooks._tensors import has_storage, is_distributed
 
 Ints = NDArray[np.int64]
 _CPU = torch.device("cpu")
@@ -105,8 +105,8 @@ class Arena:
             tensor = stored
         if tensor.is_neg():
             tensor = tensor.resolve_neg()
-        if minus is not None and minus.stride() != tensor.stride():
-            minus, tensor = minus.contiguous(), tensor.contiguous()  # entries are taken in memory order: the same one
+        if minus is not None:
+            tensor, minus = _alike(tensor, minus)
         block, index = self.next_row(tensor.device)
         if block.host is None:
             self._reduce_elsewhere(block, index, tensor, minus, unit)
@@ -134,6 +134,7 @@ class Arena:
             or tensor.layout is not torch.strided
             or tensor.is_nested
             or tensor.is_neg()
+            or not has_storage(tensor)
         ):
             return None
         block = self._here
@@ -250,6 +251,17 @@ class Arena:
         for block in self._blocks:
             self._pool.give(block)
         self._blocks, self._filling, self.others, self._at_host, self._here = [], {}, set(), None, None
+
+
+def _alike(tensor: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their entries in one order in memory, and of one dtype: a model may be converted between two steps."""
+    if minus.dtype is not tensor.dtype or minus.device != tensor.device:
+        tensor, minus = tensor.double(), minus.to(device=tensor.device, dtype=torch.float64)
+    if minus.stride() != tensor.stride():
+        return tensor.contiguous(), minus.contiguous()
+    if tensor.is_contiguous():
+        return tensor, minus
+    return flat(tensor), flat(minus)
 
 
 def _count(block: Block, index: int, x: Tensor, minus: Tensor | None, unit: Unit) -> None:

@@ -57,8 +57,8 @@ class Clock(Protocol):
     def observes_next(self) -> bool:
         """Whether a forward that began now would be observed."""
 
-    def observes_soon(self) -> bool:
-        """Whether the step in progress is observed, or the one after it."""
+    def observes_soon(self, within: int = 1) -> bool:
+        """Whether the step in progress is observed, or one of those after it, so many."""
 
     @property
     def tells_when_steps_end(self) -> bool:
@@ -115,6 +115,8 @@ class Observer:
         self._now = Current()
         self._returns_tensors = True
         """Every pass so far has returned something to hook, which tells of its backward."""
+        self._parts_are_called = False
+        """Some steps call parts of the model, and not the model: no hook on the model itself tells of them."""
         self._attached = -1
         """The version of the model whose every module and parameter has its hooks."""
         callbacks = Callbacks(
@@ -163,20 +165,30 @@ class Observer:
             not self._attachment.resting
             and self._validation is None
             and self._returns_tensors
+            and not self._parts_are_called
             and self._clock.tells_when_steps_end
             and not _dynamo.compiled_anything()
         ):
             self._attachment.rest()
-            self._parameters.rest()
+            self._parameters.rest(long=not self._clock.observes_soon(_SOON))
 
     def prepare(self) -> None:
         """A step has ended: where the next one is recorded, have the hooks on before it begins."""
         if self._attachment.resting and self._clock.observes_soon():
             self._attachment.wake()
 
+    def missed_calls(self) -> bool:
+        """Whether a step may have passed of which no hook told, since they rested; from now on they do not rest."""
+        if not self._attachment.resting:
+            return False
+        self._parts_are_called = True
+        self._attachment.wake()
+        return True
+
     def end_step(self) -> None:
         """The step in progress is over, written or left out."""
         self._signals.end_step()
+        self._accumulation.forget()
         self._segments.forget()
 
     # The root
@@ -234,12 +246,17 @@ class Observer:
             self._functional.enter()
         else:
             self._now.enter(forward)
-        if (version := self._parameters.version(forward.step)) != self._attached:
-            self._attached = version
-            self._attachment.attach_new()
+        self._attach_new(forward)
         if self._keep_batch is not None:
             forward.batch = self._keep_batch((args, kwargs))
         self._observe_inputs(forward, module, args, kwargs)
+
+    def _attach_new(self, forward: Forward) -> None:
+        """Hooks for what has come, or is trained, since they were put on."""
+        version = self._parameters.version(forward.step)
+        if version != self._attached or not self._attachment.complete:
+            self._attached = version
+            self._attachment.attach_new()
 
     def _observe_inputs(self, forward: Forward, module: nn.Module, args: Any, kwargs: Any) -> None:
         for i, tensor in enumerate(floating_tensors((args, kwargs))):
@@ -281,6 +298,7 @@ class Observer:
             self._read_weights(forward)
             self._coverage.after_forward(forward)
             self._signals.read_graph(forward, [t.grad_fn for t in outputs])
+            self._parameters.pass_ended()
 
     def _read_weights(self, forward: Forward) -> None:
         """After the pass that has used them, unless the optimizer's hook will do it with less work."""
@@ -383,6 +401,8 @@ class Observer:
             if not torch.is_grad_enabled() or in_transform() or is_capturing() or not self._is_trainer():
                 return None
             forward = self._local.forward = self._clock.begin_forward(root=False)
+            if forward.step.observed:
+                self._attach_new(forward)
         return None if in_transform() else forward
 
     def _note_unreadable(self, name: str, output: Any) -> None:
@@ -467,5 +487,8 @@ def calls_running(module: nn.Module) -> int:
         frame = frame.f_back
     return found
 
+
+_SOON = 20
+"""Steps for which it pays to remember the list of parameters."""
 
 _CALL = nn.Module._call_impl.__code__

@@ -58,4 +58,4 @@ def _after_foreign(
 ) -> None:
     seen, clock = observer(), stepper()
     if seen is not None and clock is not None and seen.observes(parameters := held_by(optimizer)):
-        guarded_call(seen, partial(clock.after_foreign, parameters))
+        guarded_call(seen, partial(clock.after_foreign, optimizer, parameters))

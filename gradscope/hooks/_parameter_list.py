@@ -48,30 +48,36 @@ class ParameterList:
 
     Attributes:
         version: another number whenever modules or parameters have come or gone, or training them began or ended.
+        computed: some are results of operations, which stand there for one call of the model (`functional_call`).
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.version = 0
+        self.computed = False
         self._model = model
         self._watched: list[Watched] = []
         self._by_name: dict[str, Watched] = {}
         self._tables: list[tuple[dict[str, Any], list[Any]]] | None = None
         """Each module's children and parameters, and what they were."""
         self._trainable: list[bool] = []
-        self._step: int | None = None
+        self._time: object = None
 
-    def at(self, step: int) -> list[Watched]:
-        """All of them: the same list as long as nothing has changed, which is looked for once in each step."""
-        if self._step != step:
-            self._step = step
+    def at(self, time: object) -> list[Watched]:
+        """All of them: the same list as long as nothing has changed, which is looked for once at each time."""
+        if self._time != time:
+            self._time = time
             self._look()
         return self._watched
 
     def now(self) -> list[Watched]:
         """All of them, looked for now."""
-        self._step = None
+        self._time = None
         self._look()
         return self._watched
+
+    def forget(self) -> None:
+        """Keep no parameter alive until the next look."""
+        self._time, self._tables, self._watched, self._by_name, self._trainable = None, None, [], {}, []
 
     def named(self, name: str) -> Watched | None:
         """That of this name, as of the latest look."""
@@ -97,6 +103,7 @@ class ParameterList:
             same = found is not None and found.parameter is parameter and found.owner is owner
             self._watched.append(found if same and found is not None else Watched(called, owner, parameter))
         self._by_name = {watched.name: watched for watched in self._watched}
+        self.computed = not all(watched.parameter.is_leaf for watched in self._watched)
         self.version += 1
         if lazy or shards_parameters(self._model):  # what is a parameter may change without a trace
             self._tables = None

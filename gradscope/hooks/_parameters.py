@@ -72,12 +72,17 @@ class Parameters:
 
     def version(self, step: Step) -> int:
         """Another number whenever modules or parameters have come or gone, or training them began or ended."""
-        self._list.at(step.serial)
+        self._list.at(_time(step))
         return self._list.version
+
+    def pass_ended(self) -> None:
+        """Weights that were computed for one pass are gone when it has ended."""
+        if self._list.computed:
+            self._let_go()
 
     def _parts(self, step: Step, *, values: bool = False) -> tuple[Together, list[Watched]]:
         """The parameters that are read together, and the others; their `values` are about to be read."""
-        every = self._list.at(step.serial)
+        every = self._list.at(_time(step))
         if self._split is None or self._split[0] is not every or (values and not self._split[1].ready()):
             chosen = [self._ranks is None and readable(w.parameter) for w in every]
             together = Together([w for w, fits in zip(every, chosen, strict=True) if fits], self._site)
@@ -87,7 +92,7 @@ class Parameters:
 
     def versions(self) -> list[tuple[Tensor, int]]:
         """The parameters, and how often each was changed in place."""
-        return [(w.parameter, version(w.parameter)) for w in self._list.now()]
+        return [(w.parameter, version(w.parameter)) for w in self._list.now() if w.parameter.is_leaf]
 
     def gradients_gone(self) -> bool:
         """Whether no parameter has a gradient any more: they were thrown away."""
@@ -97,10 +102,16 @@ class Parameters:
         """Whether it is one of those that are read by one call."""
         return self._parts(step)[0].holds(parameter)
 
-    def rest(self) -> None:
-        """No step is recorded for a while: hold no memory for copies."""
-        if self._split is not None:
+    def rest(self, *, long: bool) -> None:
+        """No step is recorded for a while: hold no memory for copies, nor, where it is long, a parameter alive."""
+        if long:
+            self._let_go()
+        elif self._split is not None:
             self._split[1].forget_rooms()
+
+    def _let_go(self) -> None:
+        self._list.forget()
+        self._split = None
 
     # Weights
 
@@ -222,12 +233,20 @@ class Parameters:
     def _sample_after(self, step: Step, only: Container[int], gradients: Gradients) -> None:
         if not step.clip.begun:
             return
-        together, others = self._parts(step)
-        for watched in [*_only(others, only), *gradients.others]:
+        clip, (together, others) = step.clip, self._parts(step)
+        one_by_one = {w.name: w for w in [*_only(others, only), *gradients.others]}
+        for name in clip.before:  # it may have been sampled alone before, and could be read with others now
+            watched = self._list.named(name)
+            if watched is not None and id(watched.parameter) in only:
+                one_by_one[name] = watched
+        for name, watched in one_by_one.items():
             if (entries := sample(watched.parameter.grad)) is not None:
-                step.clip.after[watched.name] = entries
+                clip.after[name] = entries
+        sampled = clip.together_before
+        if sampled is not None and sampled.of is not together:  # they were put together anew since
+            together, gradients = sampled.of, sampled.of.gradients(only)
         if gradients.places:
-            step.clip.together_after = together.some_gradients(step.clip.together_after, gradients)
+            clip.together_after = together.some_gradients(clip.together_after, gradients)
 
     # Updates
 
@@ -271,6 +290,11 @@ class Parameters:
 
 def _only(watched: Iterable[Watched], ids: Container[int] | None) -> list[Watched]:
     return [w for w in watched if ids is None or id(w.parameter) in ids]
+
+
+def _time(step: Step) -> tuple[int, bool]:
+    """The parameters are looked for twice in a step: once a backward has begun, the pass's own are no longer there."""
+    return step.serial, step.backward
 
 
 _ITS_GRADIENT = "its gradient is "

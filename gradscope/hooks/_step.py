@@ -73,6 +73,8 @@ class Step:
     unscaled_weight_grads: bool = False
     stepped: bool = False
     """An optimizer that holds parameters of the model has run."""
+    stepped_by: set[int] = field(default_factory=set)
+    """Ids of those that have."""
     skipped: bool = False
     serial: int = field(default_factory=count().__next__)
     """No other step of this process has it; a number may be given a second time, where a pass was let go."""

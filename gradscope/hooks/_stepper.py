@@ -61,6 +61,8 @@ class Stepper:
         self.after_last_write: Callable[[], None] = lambda: None
         self.after_end: Callable[[], None] = lambda: None
         """A step has ended, and the next may begin."""
+        self.missed_calls: Callable[[], bool] = lambda: False
+        """Whether parts of the model may have been called unseen; from then on they are seen."""
         self.in_step = True
         """Whether steps may be written between two forward passes: ranks write together, where all of them are."""
         self._parameters = parameters
@@ -120,10 +122,12 @@ class Stepper:
         """Whether a forward that began now would be observed."""
         return self._open.observed if self._open is not None else self._watch or self.due(self.number)
 
-    def observes_soon(self) -> bool:
-        """Whether the step in progress is observed, or the one after it."""
+    def observes_soon(self, within: int = 1) -> bool:
+        """Whether the step in progress is observed, or one of those after it, so many."""
         begun = self._open is not None
-        return self._watch or (begun and self.observes_next()) or self.due(self.number + begun)
+        if self._watch or (begun and self.observes_next()):
+            return True
+        return any(self.due(self.number + begun + i) for i in range(within))
 
     def begin_forward(self, root: bool) -> Forward:
         """A forward pass of a training step starts: close and write what came before, where that is due."""
@@ -224,6 +228,8 @@ class Stepper:
             return
         if self._open is not None:
             self._outlet.check(self._open)
+        elif self.missed_calls():
+            self._count_missed()
         self._mode = "scope.step()"
         self.close_step()
         if len(self._closed) > 1:
@@ -254,9 +260,12 @@ class Stepper:
         """What it changed; this closes the step."""
         self._inside_optimizer = False
         step = self._stepping()
+        if not is_replaying() and _has_no_part(step, optimizer) and self.missed_calls():
+            step = self._count_missed()
         if step is None:
             return
         step.stepped = True
+        step.stepped_by.add(id(optimizer))
         if is_replaying():  # one of several that run inside the backward, a parameter each
             return
         if step.observed:
@@ -296,19 +305,29 @@ class Stepper:
         if step is self._open:
             self._outlet.check(step)
 
-    def after_foreign(self, parameters: set[int]) -> None:
+    def after_foreign(self, optimizer: torch.optim.Optimizer, parameters: set[int]) -> None:
         """It has stepped."""
         self._inside_optimizer = False
         if is_replaying():
             return
         self._optimizer_seen = True
         step = self._open or (self._closed[-1] if self._closed else None)
+        if self._mode != "scope.step()" and _has_no_part(step, optimizer) and self.missed_calls():
+            step = self._count_missed()
         if step is not None:
             step.stepped = True
+            step.stepped_by.add(id(optimizer))
             if step.observed and step.clip.begun and not step.clip.ended:  # a closure has computed the gradients
                 self._parameters.sample_after(step, parameters)
         self._outlet.meet()
         self.after_end()
+
+    def _count_missed(self) -> Step:
+        """A step of which no hook has told: while they rested, parts of the model were called, and not the model."""
+        self._end(join=True)
+        step = self._open = self._new_step()
+        step.backward = True
+        return step
 
     # Writing
 
@@ -365,3 +384,8 @@ class Stepper:
 
     def _scale_fell(self, step: Step) -> bool:
         return step.scale is not None and self._scaler.get_scale() < float(step.scale)
+
+
+def _has_no_part(step: Step | None, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has stepped that has nothing to do with the latest step: it has ended that before."""
+    return step is None or id(optimizer) in step.stepped_by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -39,6 +39,10 @@ def tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield from tensors(getattr(value, item.name, None), depth + 1)
 
 
+has_storage: Callable[[Tensor], bool] = torch._C._has_storage
+"""Whether it has memory of its own: inside `torch.autograd.grad(..., is_grads_batched=True)` a tensor has none."""
+
+
 def why_unreadable(tensor: Tensor) -> str | None:
     """Why no moments are taken of a tensor, None where they are.
 
@@ -56,6 +60,8 @@ def why_unreadable(tensor: Tensor) -> str | None:
         return "a nested tensor"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "inside a torch.func transform"
+    if type(tensor) is Tensor and tensor.layout is torch.strided and not has_storage(tensor):
+        return "one of a batch of gradients (is_grads_batched)"
     if type(tensor).__torch_dispatch__ is not _PLAIN and not is_distributed(tensor):
         return f"a {type(tensor).__name__}, whose values only it can read"
     if tensor.layout not in (torch.strided, torch.sparse_coo):

@@ -36,13 +36,14 @@ class Together:
         self._sites: dict[Signal, list[int | None]] = {}
         self._trainable: list[bool] = []
         self._addresses: list[int] = []
+        self._kinds = _kinds(self.parameters)
         self._rooms: list[Room] = []
         self.rounding = np.array([torch.finfo(parameter.dtype).eps for parameter in self.parameters])
         self._ids = {id(parameter) for parameter in self.parameters}
 
     def ready(self) -> bool:
         """Whether they still are what they were; `parameter.data = …` makes it another tensor."""
-        if [parameter.numel() for parameter in self.parameters] != self._batch.entries:
+        if _kinds(self.parameters) != self._kinds:
             return False
         now = [parameter.data_ptr() for parameter in self.parameters]
         if now != self._addresses:
@@ -178,6 +179,11 @@ class Copies:
         """Update site, parameter and copy of each."""
         tensors, parameters = self.room.tensors, self.of.parameters
         return [(site, parameters[i], tensors[i]) for site, i in zip(self.sites, self.places, strict=True)]
+
+
+def _kinds(tensors: Sequence[Tensor]) -> list[tuple[int, torch.dtype, bool, bool]]:
+    """What of each may change while it stays where it is."""
+    return [(t.numel(), t.dtype, t.is_contiguous(), t.is_neg()) for t in tensors]
 
 
 def _known(pairs: Sequence[tuple[int | None, int]]) -> tuple[list[int], list[int]]:

@@ -112,8 +112,11 @@ class ModuleWatch(ModuleHook):
     def _short_way(self, forward: Forward, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> bool:
         """Read the output; False where it takes the long way."""
         try:
-            if module._modules and forward.knows(output):  # a child's output, and that has a site
-                return True
+            if output.dim() == 0:
+                return False
+            forward.fired.add(self._name)
+            if module._modules and forward.knows(output) and next(module.children(), None) is not None:
+                return True  # a child's output, and that has a site
             name, arena = self._name, forward.arena
             call = forward.calls.get(name, 0)
             known = self._known.get(call)

@@ -109,7 +109,8 @@ def test_probe_of_a_plain_network_gives_the_sweeps_numbers(family: str) -> None:
 def test_what_is_measured_at_once_does_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SweepConfig(init="he_normal", activation=["relu", "tanh", "gelu", "sin"], **SMALL | {"seeds": 5})
     together = sweep(config)
-    monkeypatch.setattr(grid_file, "_BYTES_AT_ONCE", 4 * 8 * (48 * 48 + 16 * 48) * 2)  # two seeds of one activation
+    bytes_of_one = 4 * (8 * 48 * 48 + (8 + grid_file._OTHER_SIGNALS) * 16 * 48)
+    monkeypatch.setattr(grid_file, "_BYTES_AT_ONCE", 2 * bytes_of_one)  # two seeds of one activation
     assert [(len(part.seeds), part.activations) for part in parts(config)] == [
         (seeds, (name,)) for seeds in (2, 2, 1) for name in config.activation
     ]
@@ -337,12 +338,23 @@ def test_the_callers_modes_do_not_change_the_numbers() -> None:
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_products_run_in_full_float32_inside_and_as_before_outside() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with measuring(torch.device("cpu")):
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_run_in_full_float32_inside_and_as_before_outside(device: str) -> None:
+    product = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}[device]
+    other = {"cuda": torch.backends.mkldnn.matmul, "cpu": torch.backends.cuda.matmul}[device]
+    generic, others = torch.backends.fp32_precision, other.fp32_precision
+    product.fp32_precision = "none"  # as where nobody has set it
+    before = product.fp32_precision
+    try:
+        with measuring(torch.device(device)):
+            assert product.fp32_precision == "ieee"
+            assert other.fp32_precision == others
+        assert product.fp32_precision == before
+        for later in ("tf32", "ieee"):  # a wish for all products reaches this one as it would have before
+            torch.backends.fp32_precision = later
+            assert product.fp32_precision == later
+    finally:
+        torch.backends.fp32_precision = generic
 
 
 def test_a_device_that_is_not_there_is_one_sentence() -> None:

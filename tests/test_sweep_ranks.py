@@ -64,6 +64,28 @@ def test_a_rank_that_ends_early_ends_the_others_with_one_sentence(
         f"def ends(*arguments):\n    {trouble}\n"
         f"if os.environ['RANK'] == '1':\n    _shared.measured = ends\nsys.exit(main({TINY!r}))"
     )
+    codes, (error, error_of_1) = two_ranks(script, tmp_path)
+    assert codes == [2, code]
+    assert error.startswith("gradscope-report: a rank ended before all had measured their share (")
+    assert error.count("\n") == 1
+    assert said in error_of_1
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+def test_ranks_of_other_settings_measure_nothing_together(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom gradscope.cli import main\n"
+        f"sys.exit(main({TINY!r} + ['--seeds', '3'] * (os.environ['RANK'] == '1')))"
+    )
+    codes, errors = two_ranks(script, tmp_path)
+    assert codes == [2, 2]
+    sentence = "gradscope-report: every rank must have the same settings: seeds is 3 on rank 1 and 2 on rank 0\n"
+    assert list(errors) == [sentence] * 2
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+def two_ranks(script: str, folder: Path) -> tuple[list[int], list[str]]:
+    """Exit codes and stderr of two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -72,21 +94,17 @@ def test_a_rank_that_ends_early_ends_the_others_with_one_sentence(
             [sys.executable, "-c", script],
             stderr=subprocess.PIPE,
             text=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=environment(RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
         )
         for rank in "01"
     ]
     try:
-        (_, error), (_, error_of_1) = (rank.communicate(timeout=SECONDS) for rank in ranks)
+        errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [2, code]
-    assert error.startswith("gradscope-report: a rank ended before all had measured their share (")
-    assert error.count("\n") == 1
-    assert said in error_of_1
-    assert list((tmp_path / "reports").iterdir()) == []
+    return [rank.returncode for rank in ranks], errors
 
 
 @given(
@@ -123,6 +141,27 @@ def test_a_process_is_alone_unless_it_knows_where_ranks_meet(monkeypatch: pytest
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert launch() == Launch(rank=3, ranks=8, local_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("RANK", "2", "from 0 to 1"),
+        ("RANK", "-1", "from 0 to 1"),
+        ("RANK", "one", "from 0 to 1"),
+        ("WORLD_SIZE", "0", "at least 1"),
+        ("MASTER_PORT", "99999", "from 0 to 65535"),
+        ("LOCAL_RANK", "", "at least 0"),
+    ],
+)
+def test_a_variable_that_torchrun_would_not_set_is_named(
+    name: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "LOCAL_RANK": "0"}
+    for key, text in (fine | {name: value}).items():
+        monkeypatch.setenv(key, text)
+    with pytest.raises(SettingsError, match=f"variable {name} must be a whole number {allowed}, not '{value}'"):
+        launch()
 
 
 def test_each_rank_takes_a_device_of_its_machine_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,10 @@ from gradscope.experiments._config import SweepConfig
 from gradscope.experiments._networks import layer_fans, signal_shape
 
 _BYTES_AT_ONCE = 2**28
-"""Weights and kept signals of the networks measured together; more do not make it faster."""
+"""Weights and signals of the networks measured together; more do not make it faster."""
+
+_OTHER_SIGNALS = 10
+"""Layers of signals that are there beside the kept ones: what comes in and goes out, two that take turns, float64."""
 
 _LAYER_BYTES = 2**21
 """One layer's signals of the networks measured together on a CPU: what stays in its caches until it is read again."""
@@ -63,8 +66,9 @@ def _at_once(config: SweepConfig, depth: int, width: int) -> tuple[int, int]:
     """(seeds, activations) measured together: all seeds, then as many activations, as the bounds allow."""
     weights = width * round(layer_fans(config.family, width).fan_in)
     layer = math.prod(signal_shape(config, width))  # of one network
-    seeds = min(config.seeds, max(1, _BYTES_AT_ONCE // (4 * depth * (weights + layer))))
-    together = (_BYTES_AT_ONCE // (4 * depth * seeds) - weights) // layer
+    layers = depth + _OTHER_SIGNALS
+    seeds = min(config.seeds, max(1, _BYTES_AT_ONCE // (4 * (depth * weights + layers * layer))))
+    together = (_BYTES_AT_ONCE // (4 * seeds) - depth * weights) // (layers * layer)
     if config.device == "cpu":
         together = min(together, _LAYER_BYTES // (4 * seeds * layer))
     rounds = math.ceil(len(config.activation) / max(1, together))

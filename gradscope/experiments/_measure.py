@@ -35,7 +35,7 @@ def measure(
         weights: `(depth, seeds, out, in)`, or `(depth, seeds, out, in, 3, 3)` for convolutions.
         inputs: `(seeds, batch, in)`, or `(seeds, batch, in, height, width)`.
         output_gradient: shaped as the output; the gradient put in at the last layer.
-        activations: the modules between the layers, one for each group of networks.
+        activations: the modules between the layers, one for each group of networks; none works in place.
         memory: on the tensors' device.
 
     Returns:
@@ -48,9 +48,7 @@ def measure(
     wide = memory.tensor("wide", shape, torch.float64)
     found = torch.full((4, depth, *shape[:2]), math.nan, dtype=torch.float64, device=inputs.device)
     pre, act, pre_grad, act_grad = found
-    layer, transposed = _multiply, weights.transpose(2, 3)
-    if weights.ndim == 6:
-        layer, transposed = _convolve, transposed.flip(4, 5)
+    layer, turned = (_multiply, ()) if weights.ndim == 4 else (_convolve, (3, 4))
     slopes = [slope(module) for module in activations]
 
     x.copy_(inputs.unsqueeze(1))
@@ -65,7 +63,8 @@ def measure(
     x.copy_(output_gradient.unsqueeze(1))
     rms(x, wide, pre_grad[-1])
     for index in reversed(range(depth - 1)):
-        layer(x, transposed[index + 1], y)
+        transposed = weights[index + 1].transpose(1, 2)
+        layer(x, transposed.flip(turned) if turned else transposed, y)
         x, y = y, x
         rms(x, wide, act_grad[index])
         for here in range(len(activations)):
@@ -108,12 +107,22 @@ def _convolve(x: Tensor, weight: Tensor, out: Tensor) -> None:
 def measuring(device: torch.device) -> Iterator[None]:
     """Full float32 and no graph, whatever the caller has set; everything is put back afterwards."""
     backends: Any = torch.backends
-    products = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    if device.type == "cuda":
+        products = (backends.cuda.matmul, backends.cudnn.conv)
+    else:
+        products = (backends.mkldnn.matmul, backends.mkldnn.conv)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         for product in products:
-            stack.callback(setattr, product, "fp32_precision", product.fp32_precision)
+            stack.callback(_put_back, product, product.fp32_precision)
             product.fp32_precision = "ieee"
         yield
+
+
+def _put_back(product: Any, precision: str) -> None:
+    """A precision that was never set for this product alone goes on following that of its backend."""
+    product.fp32_precision = "none"
+    if product.fp32_precision != precision:
+        product.fp32_precision = precision

@@ -14,12 +14,13 @@ class Memory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._blocks: dict[str, Tensor] = {}
+        self._blocks: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def tensor(self, purpose: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor, `shape`, that holds anything; what had the same purpose before is overwritten."""
         size = math.prod(shape)
-        if purpose not in self._blocks or self._blocks[purpose].numel() < size:
-            self._blocks.pop(purpose, None)  # before the larger one is asked for
-            self._blocks[purpose] = torch.empty(size, dtype=dtype, device=self._device)
-        return self._blocks[purpose][:size].view(*shape)
+        key = purpose, dtype
+        if key not in self._blocks or self._blocks[key].numel() < size:
+            self._blocks.pop(key, None)  # before the larger one is asked for
+            self._blocks[key] = torch.empty(size, dtype=dtype, device=self._device)
+        return self._blocks[key][:size].view(*shape)

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from gradscope._version import __version__
 from gradscope.experiments._config import SweepConfig
 from gradscope.experiments._grid import parts, ranks_of
 from gradscope.experiments._launch import Launch
@@ -23,7 +25,8 @@ from gradscope.recording import SweepResult
 
 _TO_MEET = timedelta(minutes=5)
 _TO_FINISH = timedelta(days=7)
-"""Ranks may differ by hours; one that ends is noticed at once, for its connections close."""
+"""Ranks may differ by hours. One that has ended is noticed by those that wait for it, for its connections close;
+`torchrun` ends them all at once."""
 
 
 class RankError(RuntimeError):
@@ -43,13 +46,14 @@ def shared_sweep(config: SweepConfig, here: Launch, progress: Progress | None = 
 
     Raises:
         SettingsError: the device is not there.
-        RankError: another rank did not come, or ended; it has said why.
+        RankError: another rank did not come, has other settings, or ended before it had measured its share.
     """
     if here.ranks == 1:
         return sweep(config, progress)
     device, started, grid = _device(config, here), time.perf_counter(), parts(config)
     found = [np.zeros((len(part.activations), 4, len(part.seeds), part.depth)) for part in grid]
     with _meeting() as group:
+        _agree(config, here, group)
         mine = [index for index, rank in enumerate(ranks_of(config, grid, here.ranks)) if rank == here.rank]
         for index, values in zip(mine, measured(config, device, [grid[i] for i in mine], progress), strict=True):
             found[index] = values
@@ -68,6 +72,21 @@ def _device(config: SweepConfig, here: Launch) -> torch.device:
     if config.device == "cuda" and devices:
         config = config.replace(device=f"cuda:{here.local_rank % devices}")
     return device_of(config)
+
+
+def _agree(config: SweepConfig, here: Launch, group: dist.ProcessGroup) -> None:
+    """Have every rank measure the same sweep: a file of settings may be older on another machine."""
+    mine = {"gradscope": __version__, **config.model_dump(mode="json", exclude={"device"})}
+    every: list[Any] = [None] * here.ranks
+    with _said("a rank ended before all had met"):
+        dist.all_gather_object(every, mine, group=group)
+    for rank, theirs in enumerate(every):
+        for name, value in every[0].items():
+            if theirs.get(name) != value:
+                raise RankError(
+                    f"every rank must have the same settings: {name} is {theirs.get(name)} on rank {rank} "
+                    f"and {value} on rank 0"
+                )
 
 
 @contextmanager

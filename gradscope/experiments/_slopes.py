@@ -1,7 +1,7 @@
 """How a gradient passes back through the activation between two layers.
 
-Where torch has a kernel for it, that kernel is called in place, as autograd would: the same numbers, with no graph.
-Any other activation is run again under autograd.
+For the activations named below, torch's own kernel is called in place, as autograd would: the same numbers,
+with no graph. Any other activation is run again under autograd.
 """
 
 from __future__ import annotations

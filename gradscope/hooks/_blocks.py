@@ -28,10 +28,10 @@ class Block:
         with torch.inference_mode(False):  # else no later step could write into it
             self.rows = torch.zeros((ROWS_PER_BLOCK, WIDTH), dtype=torch.float64, device=device)
             self.counts = torch.zeros((ROWS_PER_BLOCK, BINS), dtype=torch.int64, device=device) if histograms else None
-        here = device.type == "cpu"
-        self.host: NDArray[np.float64] | None = self.rows.numpy() if here else None
-        self.address = self.rows.data_ptr() if here else 0
-        self.counts_address = self.counts.data_ptr() if here and self.counts is not None else 0
+        self.host: NDArray[np.float64] | None = self.rows.numpy() if device.type == "cpu" else None
+        plain = device.type in ("cpu", "cuda")  # where a kernel of ours may be given an address
+        self.address = self.rows.data_ptr() if plain else 0
+        self.counts_address = self.counts.data_ptr() if plain and self.counts is not None else 0
 
     def clear(self) -> None:
         """Its rows are void."""

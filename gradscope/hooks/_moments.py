@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.hooks._blocks import COUNTS_BYTES, ROW_BYTES, ROWS_PER_BLOCK, Block, Pool
-from gradscope.hooks._device import reduce_on_device
+from gradscope.hooks._device import reduce_many_on_device, reduce_on_device
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._histogram import log2_histogram
 from gradscope.hooks._host import HostRows
@@ -66,12 +66,12 @@ class Arena:
         block.used += 1
         return block, block.used - 1
 
-    def next_rows(self, count: int) -> tuple[Ints, Ints, Ints]:
-        """Empty rows on the CPU: their numbers, and the addresses of rows and of counts (0 where there are none)."""
+    def next_rows(self, count: int, device: torch.device = _CPU) -> tuple[Ints, Ints, Ints]:
+        """Empty rows: their numbers, and the addresses there of rows and of counts (0 where there are none)."""
         numbers, rows, counts = (np.zeros(count, dtype=np.int64) for _ in range(3))
         done = 0
         while done < count:
-            block, first = self.next_row(_CPU)
+            block, first = self.next_row(device)
             taken = min(count - done, ROWS_PER_BLOCK - first)
             block.used = first + taken
             index = np.arange(first, first + taken)
@@ -90,6 +90,29 @@ class Arena:
         """
         with torch.no_grad():
             return self._observe(tensor, minus, unit)
+
+    def observe_many(
+        self, tensors: Sequence[Tensor], minus: Sequence[Tensor] | None = None, unit: Unit = None
+    ) -> list[int | None]:
+        """The same of many tensors: those that lie plainly on one GPU are read by one launch."""
+        found: list[int | None] = [None] * len(tensors)
+        together: dict[torch.device, list[int]] = {}
+        with torch.no_grad():
+            for i, tensor in enumerate(tensors):
+                if _lies_plainly(tensor) and (minus is None or _lies_alike(minus[i], tensor)):
+                    together.setdefault(tensor.device, []).append(i)
+                else:
+                    found[i] = self._observe(tensor, None if minus is None else minus[i], unit)
+            for device, places in together.items():
+                numbers, rows, counts = self.next_rows(len(places), device)
+                read, taken = [tensors[i] for i in places], None if minus is None else [minus[i] for i in places]
+                if not reduce_many_on_device(read, taken, unit, rows, counts if self.histograms else None):
+                    for k, number in enumerate(numbers.tolist()):
+                        block, index = self._pool.blocks[number // ROWS_PER_BLOCK], number % ROWS_PER_BLOCK
+                        self._reduce_elsewhere(block, index, read[k], None if taken is None else taken[k], unit)
+                for i, number in zip(places, numbers.tolist(), strict=True):
+                    found[i] = number
+        return found
 
     def _observe(self, tensor: Tensor, minus: Tensor | None, unit: Unit) -> int | None:
         own, not_stored = True, 0
@@ -251,6 +274,26 @@ class Arena:
         for block in self._blocks:
             self._pool.give(block)
         self._blocks, self._filling, self.others, self._at_host, self._here = [], {}, set(), None, None
+
+
+_PLAIN = (Tensor, nn.Parameter)
+_GPU = "cuda"
+
+
+def _lies_plainly(tensor: Tensor) -> bool:
+    """Whether it is one that a kernel for many tensors on a GPU reads."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.device.type == _GPU
+        and tensor.dtype in PLAIN_DTYPES
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and has_storage(tensor)
+    )
+
+
+def _lies_alike(minus: Tensor, tensor: Tensor) -> bool:
+    return _lies_plainly(minus) and minus.dtype is tensor.dtype and minus.device == tensor.device
 
 
 def _alike(tensor: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:

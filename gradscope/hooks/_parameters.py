@@ -6,7 +6,7 @@ Those that can be read as they lie are read together, by one call; the others on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradscope.hooks._batch import readable
 from gradscope.hooks._clipping import sample
 from gradscope.hooks._distributed import keeps_gradients_back, parameters_at_rest, why_partial
+from gradscope.hooks._moments import Arena
 from gradscope.hooks._parameter_list import ParameterList, Watched
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._sites import ROOT, SiteBook
@@ -123,15 +124,17 @@ class Parameters:
         together, others = self._parts(step, values=True)
         keep = keep and step.before is None
         alone: list[tuple[int, Tensor, Tensor]] = []
+        found: list[tuple[int, Tensor]] = []
         for watched in others:
             if not self._in_parts and is_distributed(watched.parameter):
                 self._note_parts()
             site = self._site(watched, "weight")
-            if site is not None and (row := step.arena.observe(watched.parameter)) is not None:
-                self._own(step.arena.others, row, watched.parameter)
-                step.weights.add(site, row)
+            if site is not None:
+                found.append((site, watched.parameter))
             if keep:
                 alone += self._copied(watched)
+        for site, row in self._read(step.arena, found):
+            step.weights.add(site, row)
         sites, rows, copies = together.read_weights(step.arena, copied=keep)
         step.weights.extend(sites, rows)
         if keep:
@@ -173,8 +176,7 @@ class Parameters:
             self._sample_after(step, sampled, gradients)
         elif sampled is not None:
             self.sample_after(step, sampled)
-        for watched in [*_only(others, only), *gradients.others]:
-            self._read_gradient(forward, watched)
+        self._read_some_gradients(forward, [*_only(others, only), *gradients.others])
         if gradients.places:
             unit = 1.0 if step.unscaled_weight_grads or step.scale is None else float(step.scale)
             sites, rows = together.read_gradients(forward.arena, gradients, unit)
@@ -185,20 +187,34 @@ class Parameters:
         watched = self._list.named(name)
         if watched is None or watched.parameter is not parameter:
             watched = Watched(name, self._model, parameter)
-        self._read_gradient(forward, watched)
+        self._read_some_gradients(forward, [watched])
 
-    def _read_gradient(self, forward: Forward, watched: Watched) -> None:
-        gradient = watched.parameter.grad
-        if gradient is None:
-            return
-        if (reason := why_unreadable(gradient) or why_partial(gradient)) is not None:
-            self._unobserved.add(watched.name, _ITS_GRADIENT + reason)
-            return
-        site = self._site(watched, "weight_grad")
+    def _read_some_gradients(self, forward: Forward, every: Iterable[Watched]) -> None:
+        found: list[tuple[int, Tensor]] = []
+        for watched in every:
+            gradient = watched.parameter.grad
+            if gradient is None:
+                continue
+            if (reason := why_unreadable(gradient) or why_partial(gradient)) is not None:
+                self._unobserved.add(watched.name, _ITS_GRADIENT + reason)
+            elif (site := self._site(watched, "weight_grad")) is not None:
+                found.append((site, gradient))
         unit = None if forward.step.unscaled_weight_grads else forward.step.scale
-        if site is not None and (row := forward.arena.observe(gradient, unit=unit)) is not None:
-            self._own(forward.arena.others, row, gradient)
-            forward.weight_grads[site] = row
+        forward.weight_grads.update(self._read(forward.arena, found, unit=unit))
+
+    def _read(
+        self,
+        arena: Arena,
+        found: Sequence[tuple[int, Tensor]],
+        minus: Sequence[Tensor] | None = None,
+        unit: Tensor | float | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Sites and rows of some tensors, of those that have a value on this rank."""
+        rows = arena.observe_many([tensor for _, tensor in found], minus, unit)
+        for (site, tensor), row in zip(found, rows, strict=True):
+            if row is not None:
+                self._own(arena.others, row, tensor)
+                yield site, row
 
     # A few entries of each gradient, to know a clipping by
 
@@ -258,10 +274,10 @@ class Parameters:
         one_by_one, copies = before.alone, before.copies
         if copies is not None and not copies.of.ready():
             one_by_one, copies = one_by_one + copies.one_by_one(), None
-        for site, parameter, value in one_by_one:
-            if parameter.shape == value.shape and (row := step.arena.observe(parameter, value)) is not None:
-                self._own(step.arena.others, row, parameter)
-                step.updates.add(site, row)
+        fitting = [(site, now, value) for site, now, value in one_by_one if now.shape == value.shape]
+        found = [(site, now) for site, now, _ in fitting]
+        for site, row in self._read(step.arena, found, [value for _, _, value in fitting]):
+            step.updates.add(site, row)
         if copies is not None:
             step.updates.extend(copies.sites, copies.of.read_updates(step.arena, copies))
         before.forget()

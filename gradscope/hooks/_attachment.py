@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.hooks._compiled import BetweenGraphs, Entrance, Exit
 from gradscope.hooks._distributed import parameters_at_rest
 from gradscope.hooks._fused import ENCODER_LAYER, FUSED
-from gradscope.hooks._guard import Hook, ModuleHook, Removable
+from gradscope.hooks._guard import Hook, ModuleHook
 from gradscope.hooks._sites import ROOT, is_parametrization, unwrapped_name
 from gradscope.hooks._unobserved import Unobserved
 
@@ -75,10 +75,13 @@ class Attachment:
         self._specs: weakref.WeakKeyDictionary[nn.Module, list[_Spec]] = weakref.WeakKeyDictionary()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
         self._in_attention: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._lifted: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
+        """Of modules whose hooks are off for now, what they are put on again by: that is far cheaper than anew."""
         self._earlier: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
         """Of modules without our hooks, the hooks of others that are called before ours."""
         self._parameters: dict[int, tuple[weakref.ref[Tensor], Hook]] = {}
-        self._on_parameters: dict[int, Removable] = {}
+        self._on_parameters: dict[int, RemovableHandle] = {}
+        self._off_parameters: dict[int, RemovableHandle] = {}
         self._others: set[int] = set()
         """Ids of parameters that an optimizer holds, and the model does not."""
         self.attach_new()
@@ -117,14 +120,25 @@ class Attachment:
             self._specs[module] = list(self._hooks(name, module))
 
     def _attach(self, module: nn.Module) -> None:
-        if module in self._specs:
-            handles = self._modules[module] = [spec.put_on(module) for spec in self._specs[module]]
-            earlier = self._earlier.pop(module, None)
-            if earlier is not None:
-                _put_after(module, earlier, {handle.id for handle in handles})
+        if module not in self._specs:
+            return
+        handles = self._lifted.pop(module, None)
+        if handles is None:
+            handles = [spec.put_on(module) for spec in self._specs[module]]
+        else:
+            for spec, handle in zip(self._specs[module], handles, strict=True):
+                _table(module, spec)[handle.id] = spec.hook
+            if _others_have_hooks(module, handles):
+                _put_after(module, self._earlier.pop(module, set()), {handle.id for handle in handles})
+        self._modules[module] = handles
 
     def _attach_parameter(self, parameter: Tensor, hook: Hook) -> None:
-        handle = parameter.register_post_accumulate_grad_hook(hook)
+        handle = self._off_parameters.pop(id(parameter), None)
+        hooks: Any = None if handle is None else handle.hooks_dict_ref()
+        if handle is not None and hooks is not None and hooks is parameter._post_accumulate_grad_hooks:
+            hooks[handle.id] = hook
+        else:
+            handle = parameter.register_post_accumulate_grad_hook(hook)
         _put_first(parameter, handle)
         self._on_parameters[id(parameter)] = handle
 
@@ -168,8 +182,14 @@ class Attachment:
 
     def detach(self) -> None:
         """Take every hook off."""
-        self._take_off(list(self._modules))
-        self._take_off_parameters()
+        for handles in [*self._modules.values(), *self._lifted.values()]:
+            for handle in handles:
+                handle.remove()
+        for handle in [*self._on_parameters.values(), *self._off_parameters.values()]:
+            handle.remove()
+        self._modules.clear()
+        self._lifted.clear()
+        self._on_parameters, self._off_parameters = {}, {}
         self._specs.clear()
         self._names.clear()
         self._earlier.clear()
@@ -177,14 +197,18 @@ class Attachment:
 
     def _take_off(self, modules: list[nn.Module]) -> None:
         for module in modules:
-            handles = self._modules.pop(module)
-            self._earlier[module] = _before(module, {handle.id for handle in handles})
-            for handle in handles:
-                handle.remove()
+            handles = self._lifted[module] = self._modules.pop(module)
+            if _others_have_hooks(module, handles):
+                self._earlier[module] = _before(module, {handle.id for handle in handles})
+            for spec, handle in zip(self._specs[module], handles, strict=True):
+                _table(module, spec).pop(handle.id, None)
 
     def _take_off_parameters(self) -> None:
         for handle in self._on_parameters.values():
-            handle.remove()
+            hooks = handle.hooks_dict_ref()  # None: the parameter is gone
+            if hooks is not None:
+                hooks.pop(handle.id, None)
+        self._off_parameters |= self._on_parameters
         self._on_parameters = {}
 
     def holds(self, parameters: set[int]) -> bool:
@@ -218,6 +242,14 @@ class Attachment:
 
 def _tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
     return module._forward_pre_hooks, module._forward_hooks
+
+
+def _table(module: nn.Module, spec: _Spec) -> dict[int, Any]:
+    return module._forward_pre_hooks if spec.before else module._forward_hooks
+
+
+def _others_have_hooks(module: nn.Module, ours: list[RemovableHandle]) -> bool:
+    return sum(map(len, _tables(module))) > len(ours)
 
 
 def _before(module: nn.Module, ours: set[int]) -> set[int]:

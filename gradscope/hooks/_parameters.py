@@ -104,11 +104,9 @@ class Parameters:
         return self._parts(step)[0].holds(parameter)
 
     def rest(self, *, long: bool) -> None:
-        """No step is recorded for a while: hold no memory for copies, nor, where it is long, a parameter alive."""
+        """No step is recorded for a while: where it is long, hold no memory for copies, nor a parameter alive."""
         if long:
             self._let_go()
-        elif self._split is not None:
-            self._split[1].forget_rooms()
 
     def _let_go(self) -> None:
         self._list.forget()

@@ -108,10 +108,6 @@ class Together:
         room.taken = True
         return Copies(self, room, places, [site for site in sites if site is not None])
 
-    def forget_rooms(self) -> None:
-        """Let go of the memory for copies, where no step is recorded soon."""
-        self._rooms = [room for room in self._rooms if room.taken]
-
     def read_updates(self, arena: Arena, copies: Copies) -> list[int]:
         """Rows of what was added to each of those that were copied."""
         now = [self.parameters[i] for i in copies.places]

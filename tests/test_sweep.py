@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from gradscope import activations, theory
 from gradscope.experiments import SettingsError, SweepConfig, plain_network, probe, sweep
 from gradscope.experiments import _grid as grid_file
 from gradscope.experiments._grid import parts
-from gradscope.experiments._measure import MEASURED, measuring, rms
+from gradscope.experiments._measure import MEASURED, rms
 from gradscope.experiments._networks import activation_module
 from gradscope.recording import SweepCell
 
@@ -338,23 +340,27 @@ def test_the_callers_modes_do_not_change_the_numbers() -> None:
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+_PRECISION = """
+import torch
+from gradscope.experiments._measure import measuring
+products = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+product, other = products.pop(DEVICE), *products.values()
+before, others = product.fp32_precision, other.fp32_precision
+with measuring(torch.device(DEVICE)):
+    assert product.fp32_precision == "ieee"
+    assert other.fp32_precision == others
+assert product.fp32_precision == before
+for later in ("tf32", "ieee"):  # a wish for all products reaches this one as it would have before
+    torch.backends.fp32_precision = later
+    assert product.fp32_precision == later, product.fp32_precision
+"""
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_products_run_in_full_float32_inside_and_as_before_outside(device: str) -> None:
-    product = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}[device]
-    other = {"cuda": torch.backends.mkldnn.matmul, "cpu": torch.backends.cuda.matmul}[device]
-    generic, others = torch.backends.fp32_precision, other.fp32_precision
-    product.fp32_precision = "none"  # as where nobody has set it
-    before = product.fp32_precision
-    try:
-        with measuring(torch.device(device)):
-            assert product.fp32_precision == "ieee"
-            assert other.fp32_precision == others
-        assert product.fp32_precision == before
-        for later in ("tf32", "ieee"):  # a wish for all products reaches this one as it would have before
-            torch.backends.fp32_precision = later
-            assert product.fp32_precision == later
-    finally:
-        torch.backends.fp32_precision = generic
+    script = _PRECISION.replace("DEVICE", repr(device))  # alone: these settings are the process's, and some are final
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_device_that_is_not_there_is_one_sentence() -> None:

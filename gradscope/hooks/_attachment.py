@@ -175,7 +175,9 @@ class Attachment:
                     self._attach(module)
             for known, hook in self._parameters.values():
                 parameter = known()
-                if parameter is not None and parameter.requires_grad and parameter.is_leaf:
+                if parameter is None:
+                    continue
+                if parameter.requires_grad and parameter.is_leaf:
                     self._attach_parameter(parameter, hook)
                 else:
                     self.complete = False

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscope.hooks._kernel import CODES, native
-from gradscope.hooks._moments import PLAIN_DTYPES, Arena, Ints
+from gradscope.hooks._moments import Arena, Ints
+from gradscope.hooks._tensors import is_plain
 
-_PLAIN = (Tensor, nn.Parameter)
 _FIELDS = 12
 _ADDRESS, _ENTRIES, _CODE, _ROW, _COUNTS, _MINUS, _COPY = range(7)
 _LATTICES = slice(7, 11)
@@ -25,14 +25,7 @@ FEW = 8
 
 def readable(tensor: Tensor) -> bool:
     """Whether it can be read as it lies: a plain tensor on the CPU, its entries one after another."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.dtype in PLAIN_DTYPES
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )
+    return tensor.is_cpu and is_plain(tensor) and tensor.is_contiguous()
 
 
 class Room:

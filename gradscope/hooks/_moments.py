@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscope.hooks._blocks import COUNTS_BYTES, ROW_BYTES, ROWS_PER_BLOCK, Block, Pool
 from gradscope.hooks._device import reduce_many_on_device, reduce_on_device
@@ -18,11 +18,10 @@ from gradscope.hooks._kernel import CODES, native
 from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._reduction import estimate_on_cpu, flat, pieces, reduce_finite, reduce_on_cpu, sample_of
 from gradscope.hooks._rows import INFS, NANS, Row, constant_zeros, merged
-from gradscope.hooks._tensors import has_storage, is_distributed
+from gradscope.hooks._tensors import PLAIN_DTYPES, has_storage, is_distributed, is_plain
 
 Ints = NDArray[np.int64]
 _CPU = torch.device("cpu")
-PLAIN_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 Unit = Tensor | float | None
 """What entries are divided by before they are counted in a histogram; moments are divided later, on the host."""
@@ -99,7 +98,7 @@ class Arena:
         together: dict[torch.device, list[int]] = {}
         with torch.no_grad():
             for i, tensor in enumerate(tensors):
-                if _lies_plainly(tensor) and (minus is None or _lies_alike(minus[i], tensor)):
+                if _goes_with_others(tensor) and (minus is None or _lies_alike(minus[i], tensor)):
                     together.setdefault(tensor.device, []).append(i)
                 else:
                     found[i] = self._observe(tensor, None if minus is None else minus[i], unit)
@@ -276,24 +275,16 @@ class Arena:
         self._blocks, self._filling, self.others, self._at_host, self._here = [], {}, set(), None, None
 
 
-_PLAIN = (Tensor, nn.Parameter)
 _GPU = "cuda"
 
 
-def _lies_plainly(tensor: Tensor) -> bool:
-    """Whether it is one that a kernel for many tensors on a GPU reads."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.device.type == _GPU
-        and tensor.dtype in PLAIN_DTYPES
-        and tensor.layout is torch.strided
-        and not tensor.is_neg()
-        and has_storage(tensor)
-    )
+def _goes_with_others(tensor: Tensor) -> bool:
+    """Whether it is one that the kernel for many tensors on a GPU reads."""
+    return tensor.device.type == _GPU and is_plain(tensor)
 
 
 def _lies_alike(minus: Tensor, tensor: Tensor) -> bool:
-    return _lies_plainly(minus) and minus.dtype is tensor.dtype and minus.device == tensor.device
+    return is_plain(minus) and minus.dtype is tensor.dtype and minus.device == tensor.device
 
 
 def _alike(tensor: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 _PLAIN = torch._C._disabled_torch_dispatch_impl
@@ -41,6 +41,23 @@ def tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
 
 has_storage: Callable[[Tensor], bool] = torch._C._has_storage
 """Whether it has memory of its own: inside `torch.autograd.grad(..., is_grads_batched=True)` a tensor has none."""
+
+
+PLAIN_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+"""Those that our kernels read."""
+
+_PLAIN_TYPES = (Tensor, nn.Parameter)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a kernel of ours that runs on its device can read it: strided entries of a common dtype, as they are."""
+    return (
+        type(tensor) in _PLAIN_TYPES
+        and tensor.dtype in PLAIN_DTYPES
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and has_storage(tensor)
+    )
 
 
 def why_unreadable(tensor: Tensor) -> str | None:

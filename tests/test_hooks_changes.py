@@ -177,8 +177,9 @@ def test_a_hook_of_others_stays_behind_ours_when_the_hooks_have_rested(every: in
     )
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["computed", "copies"])
 @pytest.mark.parametrize("every", EVERY)
-def test_weights_that_were_computed_for_a_call_are_let_go_and_the_trained_ones_recorded(every: int) -> None:
+def test_weights_that_stand_in_for_a_call_are_let_go_and_the_trained_ones_recorded(every: int, leaves: bool) -> None:
     model, optimizer = small()
     gradients, updates = {}, {}
     with GradScope(model, optimizer, every=every) as scope:
@@ -186,7 +187,13 @@ def test_weights_that_were_computed_for_a_call_are_let_go_and_the_trained_ones_r
             doubled = {name: parameter * 2 for name, parameter in model.named_parameters()}
             alive = weakref.ref(doubled["0.weight"])
             optimizer.zero_grad()
+            if leaves:  # as first-order meta-learning has it: their gradients are given to the trained ones
+                doubled = {name: parameter.detach().requires_grad_() for name, parameter in doubled.items()}
+                alive = weakref.ref(doubled["0.weight"])
             functional_call(model, doubled, (torch.ones(2, 4),)).square().sum().backward()
+            if leaves:
+                for name, parameter in model.named_parameters():
+                    parameter.grad = doubled[name].grad
             del doubled
             before, gradient = model[0].weight.detach().double().clone(), model[0].weight.grad.mean().item()
             optimizer.step()

@@ -22,7 +22,9 @@ from tests.ranks_training import (
     assert_recorded_as_one,
     assert_undisturbed,
     net,
+    on_a_clock,
     recorded,
+    watched,
     whole_batch,
 )
 
@@ -50,6 +52,19 @@ def accumulated_and_clipped_gradients_are_recorded_averaged_once(rank: int, size
     for close, options in (("optimizer", {}), ("step", VIEWS), ("neither", {}), ("neither", VIEWS | UNUSED)):
         how = Training(close, micro=2, clip=0.05).of(rank, size)
         assert_recorded_as_one(net, DistributedDataParallel(net(), **options), how)
+
+
+@check
+def ranks_agree_on_the_steps_that_a_budget_allows(rank: int, size: int) -> None:
+    auto = {"every": "auto", "budget": 0.02}
+    for close in WAYS:
+        model = DistributedDataParallel(net())
+        with on_a_clock(model.module[0], cost=0.002 * (rank + 1)) as optimizer:
+            how = Training(close, steps=160, optimizer=optimizer, scope=auto).of(rank, size)
+            recording = watched(model, how).recording
+        interval = round(0.002 * size / 0.01 / 0.02)  # of the last rank, for which it costs most
+        assert recording.steps.tolist() == [*range(20), *range(30, 160, interval)], (close, recording.steps)
+        assert recording.notes("ranks_merged").tolist() == [size] * len(recording.steps)
 
 
 def with_spare() -> nn.Module:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from gradscope import GradScope
+from gradscope.hooks import _schedule
 from gradscope.recording import SIGNALS, GradScopeWarning, Recording, Signal
 
 BATCH = 8
@@ -135,6 +137,27 @@ def watched(model: nn.Module, how: Training) -> GradScope:
     train(model, how, optimizer, scope.step if how.close == "step" else lambda: None)
     scope.close()
     return scope
+
+
+@contextmanager
+def on_a_clock(layer: nn.Module, cost: float) -> Iterator[Callable[..., torch.optim.Optimizer]]:
+    """Inside, a budget's clock goes by steps: 10 ms each, and `cost` seconds more where hooks are on the layer.
+
+    It gives what makes the optimizer that moves the clock.
+    """
+    now = [0.0]
+
+    def tick(*_: Any) -> None:
+        now[0] += 0.01 + (cost if layer._forward_hooks else 0)
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = Training().optimizer(parameters)
+        optimizer.register_step_pre_hook(tick)
+        return optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_schedule.Budget.__init__, "__defaults__", (lambda: now[0],))
+        yield make
 
 
 @contextmanager

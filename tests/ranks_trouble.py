@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from tests.ranks_training import (
     assert_noted_alike,
     mesh_of,
     net,
+    on_a_clock,
     recorded,
     sharded,
     warned,
@@ -82,11 +84,13 @@ def assert_joined(place: Path, expected: Recording) -> None:
         np.testing.assert_allclose(known[~np.isnan(known)], norm[~np.isnan(known)], rtol=RTOL)
 
 
-def late_at(step: int) -> Callable[..., torch.optim.Optimizer]:
+def late_at(
+    step: int, made_by: Callable[..., torch.optim.Optimizer] = Training.optimizer
+) -> Callable[..., torch.optim.Optimizer]:
     """The last rank comes late to one of its optimizer's steps."""
 
     def make(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer, steps = Training().optimizer(parameters), iter(range(100))
+        optimizer, steps = made_by(parameters), count()
         optimizer.register_step_pre_hook(lambda *_: time.sleep(LATE) if next(steps) == step and is_last() else None)
         return optimizer
 
@@ -107,6 +111,16 @@ def a_late_rank_costs_no_step_and_the_files_join(rank: int, size: int) -> None:
             assert scope.unobserved == {}
             assert scope.recording.facts["sharded"] == (name == "parts")
             assert_joined(place, recorded(net(), Training(steps=4)))
+
+
+@check
+def ranks_that_no_longer_merge_keep_to_the_budget_by_themselves(rank: int, size: int) -> None:
+    model = DistributedDataParallel(net())
+    with on_a_clock(model.module[0], cost=0.002 * (rank + 1)) as optimizer, impatient(), warned() as said:
+        how = Training(steps=160, optimizer=late_at(31, optimizer), scope={"every": "auto", "budget": 0.02})
+        recording = watched(model, how.of(rank, size)).recording
+    assert len(said) == 1
+    assert recording.steps.tolist() == [*range(20), *range(30, 160, 10 * (rank + 1))]
 
 
 @check

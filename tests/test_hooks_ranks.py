@@ -52,6 +52,7 @@ ON_TWO = (
     # GradScope itself over replicas
     "ddp_is_recorded_as_one_process_however_steps_are_closed",
     "accumulated_and_clipped_gradients_are_recorded_averaged_once",
+    "ranks_agree_on_the_steps_that_a_budget_allows",
     "a_layer_that_is_never_used_is_recorded_as_in_one_process",
     "ranks_that_use_different_experts_record_all_of_them",
     "training_in_ddp_is_not_disturbed",
@@ -67,6 +68,7 @@ ON_TWO = (
     "a_gradient_that_no_rank_has_whole_is_said_to_be_unobserved",
     # and in trouble
     "a_late_rank_costs_no_step_and_the_files_join",
+    "ranks_that_no_longer_merge_keep_to_the_budget_by_themselves",
     "a_rank_that_never_joined_costs_no_step_and_the_files_join",
     "a_rank_that_fails_says_so_before_long",
     "a_pass_that_one_rank_makes_by_itself_keeps_nobody_waiting",

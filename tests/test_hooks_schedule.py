@@ -71,6 +71,51 @@ def test_a_budget_follows_what_recording_comes_to_cost() -> None:
     assert np.median(np.diff(run.recorded[-20:])) == 5
 
 
+class Together(Run):
+    """One of several ranks: in the step after a recorded one it merges, and learns of the interval of all."""
+
+    def __init__(self, budget: float, merge: float, others: Callable[[], int] = lambda: 0) -> None:
+        super().__init__(budget)
+        self.budget = Budget(budget, clock=lambda: self.now, together=True)
+        self.merge = merge
+        self.others = others
+
+    def go(self, steps: int, alone: Callable[[int], float], cost: Callable[[int], float]) -> None:
+        for _ in range(steps):
+            self.budget.began(self.step)
+            merges = bool(self.recorded) and self.recorded[-1] == self.step - 1
+            if self.budget.due(self.step):
+                self.recorded.append(self.step)
+                self.spent.append(cost(self.step))
+            else:
+                self.spent.append(0.0)
+            if merges:
+                self.spent[-1] += self.merge
+                self.budget.agreed(max(self.budget.proposal(), self.others()))
+            self.now += alone(self.step) + self.spent[-1]
+            self.step += 1
+
+
+@pytest.mark.parametrize("cost", [0.0005, 0.005, 0.05])
+@pytest.mark.parametrize("merge", [0.0005, 0.005, 0.05])
+@pytest.mark.parametrize("budget", [0.02, 0.5])
+def test_with_ranks_the_merge_in_the_step_after_is_in_the_budget(cost: float, merge: float, budget: float) -> None:
+    run = Together(budget, merge)
+    run.go(20_000, lambda _: 0.01, lambda _: cost)
+    alone = run.now - sum(run.spent)
+    share = sum(run.spent[FIRST + 1 :]) / alone
+    allowed = min((cost + merge) / 0.01 / 3, budget)  # two of three steps are left alone
+    assert run.recorded[:FIRST] == list(range(FIRST))
+    assert share <= budget * 1.0001 + (cost + merge) / alone  # that of the first after those is not yet waited for
+    assert share >= 0.4 * allowed
+
+
+def test_the_longest_interval_of_any_rank_is_taken() -> None:
+    run = Together(0.02, 0.001, others=lambda: 77)
+    run.go(5_000, lambda _: 0.01, lambda _: 0.001)
+    assert set(np.diff(run.recorded[FIRST + 1 :])) == {77}
+
+
 def _loop(scope: GradScope, optimizer: torch.optim.Optimizer, steps: int, each: Callable[[int], Any]) -> None:
     torch.manual_seed(1)
     for step in range(steps):

@@ -87,7 +87,8 @@ class GradScope:
         mode: "exact" reads every entry; "sample" estimates mean, std, zeros and histogram of larger tensors from about
             4,096 entries, others at each step. min, max, NaN and infinity are exact in both. On an accelerator nothing
             is sampled.
-        budget: the share of the training time that recording may take where `every="auto"`, in (0, 1].
+        budget: the share of the training time that recording may take where `every="auto"`, in (0, 1]. Of several
+            ranks, that for which it costs most decides for all.
         functional: make functional activations (`F.relu`, `x.sigmoid()`, `scaled_dot_product_attention`) sites too,
             named `module:function`. Costs a Python call for every torch function that the model calls.
         validation: record forward passes without gradient apart, in `scope.validation`
@@ -139,10 +140,6 @@ class GradScope:
         )
         check(given)
         ranks = Ranks.of(model, process_group)
-        if ranks is not None and every == "auto":
-            raise ValueError(
-                "every is 'auto', and each rank would choose for itself; where several ranks merge, give a number"
-            )
         unmerged = parallelism(model) if ranks is None else None
         self.model = model
         place = log if ranks is None or ranks.rank == 0 else None
@@ -158,7 +155,8 @@ class GradScope:
             raise
         self._book = _book(recording, signals, sites)
         self._unobserved = Unobserved()
-        self._merging = None if ranks is None else Merging(ranks, self._book, log)
+        times = schedule(every, budget, together=ranks is not None)
+        self._merging = None if ranks is None else Merging(ranks, self._book, log, times)
         self._outlet = Outlet(
             self._book,
             self._unobserved,
@@ -176,7 +174,7 @@ class GradScope:
         self._stepper = Stepper(
             self._outlet,
             parameters,
-            schedule=schedule(every, budget),
+            schedule=times,
             mode=mode,
             histograms=histograms,
             optimizers=len(optimizers),

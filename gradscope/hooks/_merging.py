@@ -12,15 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.hooks._ranks import RankLost, Ranks, Table
+from gradscope.hooks._schedule import Schedule
 from gradscope.hooks._sites import SiteBook
 from gradscope.recording import GradScopeWarning, Recording, Signal, StepRecord
 
 
 class Merging:
-    """Gives each rank the record of the global batch; only rank 0 writes it to the file that was asked for."""
+    """Gives each rank the record of the global batch; only rank 0 writes it to the file that was asked for.
 
-    def __init__(self, ranks: Ranks, book: SiteBook, log: str | os.PathLike[str] | None) -> None:
+    Args:
+        ranks: with which it is merged.
+        book: of the sites.
+        log: the file that was asked for.
+        schedule: told of the interval that the ranks agree on.
+    """
+
+    def __init__(self, ranks: Ranks, book: SiteBook, log: str | os.PathLike[str] | None, schedule: Schedule) -> None:
         self._ranks = ranks
+        self._schedule = schedule
         self._book = book
         self._log = log
         self._lost = False
@@ -47,6 +56,7 @@ class Merging:
                 return self._merge(record, own)
             except RankLost as error:
                 self._go_alone(str(error))
+        self._schedule.agreed(self._schedule.proposal())
         return replace(self._own_rows(record, own), notes=dict(record.notes) | {"ranks_merged": 1})
 
     def _own_rows(self, record: StepRecord, own: Mapping[Signal, NDArray[np.bool_]]) -> StepRecord:
@@ -68,7 +78,8 @@ class Merging:
             )
             for signal, (ids, moments) in record.moments.items()
         }
-        merged = self._ranks.merge(record.step, tables)
+        merged = self._ranks.merge(record.step, tables, self._schedule.proposal())
+        self._schedule.agreed(self._ranks.longest)
         moments, histograms = {}, {}
         for signal, table in merged.items():
             ids = np.array([self._book.enter(site) for site in table.sites], dtype=np.int64)

@@ -25,8 +25,8 @@ __all__ = ["RankLost", "Ranks", "Table"]
 K = TypeVar("K")
 V = TypeVar("V")
 
-_HEADER = struct.Struct("<8sq16sqq")
-_FORMAT = b"gscope01"
+_HEADER = struct.Struct("<8sqq16sqq")
+_FORMAT = b"gscope02"
 _HURRY = 5.0
 """Seconds."""
 _MOST_LAYOUTS = 64
@@ -44,6 +44,7 @@ class Ranks:
             only layers are split (tensor parallel).
         sharded: parameters lie in parts on several ranks.
         lost: why merging is not possible (any more), None while it is.
+        longest: of the intervals that the ranks proposed with the latest merge.
     """
 
     def __init__(self, parallel: Parallelism, timeout: float) -> None:
@@ -53,6 +54,7 @@ class Ranks:
         self.averaged_over = parallel.averaged_over
         self.sharded = parallel.sharded
         self.lost: str | None = None
+        self.longest = 0
         self._known: list[dict[bytes, Layout]] = [{} for _ in parallel.ranks]
         self._latest: tuple[Layout, bytes, bytes] | None = None
         self._plans: dict[tuple[bytes, ...], list[Plan]] = {}
@@ -89,12 +91,12 @@ class Ranks:
             return self.rank == 0
         return local_part(parameter)[1] and self._ranks[0] in mesh.mesh.flatten().tolist()
 
-    def merge(self, step: int, tables: Mapping[Signal, Table]) -> dict[Signal, Table]:
+    def merge(self, step: int, tables: Mapping[Signal, Table], interval: int = 0) -> dict[Signal, Table]:
         """What all ranks saw of one step, the same on each: sites of any of them by depth, then by rank and row.
 
         Collective, like the training's own operations: all ranks call it for the same steps, at the same point
         between those. A row is the merge of those that ranks contribute (`own`); where none does, it is that of the
-        lowest rank that has entries, or drops out.
+        lowest rank that has entries, or drops out. `interval` is this rank's proposal for `longest`.
 
         Raises:
             RankLost: a rank did not answer in time, or is at another step. Then nothing can be merged any more.
@@ -102,7 +104,7 @@ class Ranks:
         if self._exchange is None:
             raise RankLost(self.lost or "this rank has left the others")
         try:
-            return self._merge(self._exchange, step, tables)
+            return self._merge(self._exchange, step, tables, interval)
         except RankLost as error:
             self.lost = str(error)
             self.close()
@@ -119,18 +121,21 @@ class Ranks:
             self._exchange.close()
             self._exchange = None
 
-    def _merge(self, exchange: Exchange, step: int, tables: Mapping[Signal, Table]) -> dict[Signal, Table]:
+    def _merge(
+        self, exchange: Exchange, step: int, tables: Mapping[Signal, Table], interval: int
+    ) -> dict[Signal, Table]:
         given = {signal: table for signal, table in tables.items() if table.sites}
         mine, digest, text = self._encoded(tuple(Part.of(signal, table) for signal, table in given.items()))
         known = {digest: mine}
         if digest in self._known[self.rank]:
             text = b""  # the others have it
         columns = pack(list(given.values()))
-        head = _HEADER.pack(_FORMAT, step, digest, len(columns), len(text))
-        digests, data = [], []
+        head = _HEADER.pack(_FORMAT, step, interval, digest, len(columns), len(text))
+        digests, data, self.longest = [], [], interval
         for peer, (other, body) in enumerate(exchange(head, columns + text)):
-            kind, at, digest, length, extent = _HEADER.unpack(other)
+            kind, at, proposed, digest, length, extent = _HEADER.unpack(other)
             self._check(peer, kind, at, step)
+            self.longest = max(self.longest, proposed)
             if extent:
                 known[digest] = known.get(digest) or _decoded(body[length : length + extent])  # mostly all have mine
                 _remember(self._known[peer], digest, known[digest])

@@ -1,4 +1,8 @@
-"""Which steps are recorded: each n-th, many at first and fewer later, or as many as a budget of time allows."""
+"""Which steps are recorded: each n-th, many at first and fewer later, or as many as a budget of time allows.
+
+Ranks that merge have to record the same steps: each proposes an interval with the step that it merges, and all take
+the longest, so that the budget is kept on every rank.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,12 @@ class Schedule(Protocol):
     def began(self, number: int) -> None:
         """The step of this number begins now."""
 
+    def proposal(self) -> int:
+        """Every how many steps this rank would record one; 0 where there is nothing to agree on."""
+
+    def agreed(self, interval: int) -> None:
+        """The ranks have merged the step that was recorded last, and found this interval."""
+
 
 class Each:
     """Each n-th step; without n each of the first 100, then each tenth."""
@@ -46,6 +56,13 @@ class Each:
     def began(self, number: int) -> None:
         """It makes no difference when."""
 
+    def proposal(self) -> int:
+        """Nothing to agree on: all ranks were given the same."""
+        return 0
+
+    def agreed(self, interval: int) -> None:
+        """It makes no difference."""
+
 
 class Budget:
     """As often as recording keeps to its share of the time: the first 20 steps, then each k-th.
@@ -54,15 +71,25 @@ class Budget:
     number for which that, with two standard errors, is at most the budget. At least every other step is left alone: it
     tells what a step costs without us.
 
+    With several ranks, the step after a recorded one pays for the merge. It counts as a part of what that has cost, so
+    at least two steps of three are left alone.
+
     Args:
         budget: the share of the training time, in (0, 1].
         clock: in seconds.
+        together: several ranks agree on the interval, by `agreed`, after each step that is recorded.
     """
 
-    def __init__(self, budget: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, budget: float, clock: Callable[[], float] = time.perf_counter, *, together: bool = False
+    ) -> None:
         self._budget = budget
         self._clock = clock
-        self._next = FIRST + _ALONE
+        self._together = together
+        self._least = 3 if together else 2
+        self._next: float = FIRST + _ALONE
+        self._unmerged: float | None = None
+        """How long the latest recorded step took, whose merge follows in the next."""
         self._taken: deque[int] = deque(maxlen=64)
         self._latest: tuple[int, float] | None = None
         self._with: deque[float] = deque(maxlen=_LATEST)
@@ -77,11 +104,32 @@ class Budget:
         now = self._clock()
         if self._latest is not None and self._latest[0] >= _WARM:
             before, began = self._latest
-            (self._with if self.due(before) else self._without).append(now - began)
+            self._lasted(before, now - began, followed_by=number)
         self._latest = number, now
         if number >= self._next:
             self._taken.append(number)
-            self._next = number + self.interval()
+            self._next = math.inf if self._together else number + self.interval()
+
+    def _lasted(self, number: int, duration: float, *, followed_by: int) -> None:
+        if not self.due(number) and self._unmerged is not None:
+            if self._without:
+                self._with.append(self._unmerged + duration - median(self._without))
+            self._unmerged = None
+        elif not self.due(number):
+            self._without.append(duration)
+        elif self._together and not self.due(followed_by):
+            self._unmerged = duration
+        else:
+            self._with.append(duration)
+
+    def proposal(self) -> int:
+        """The interval that this rank would choose by itself."""
+        return self.interval()
+
+    def agreed(self, interval: int) -> None:
+        """The ranks have merged the step that was recorded last, and found this interval."""
+        if self._next == math.inf:
+            self._next = self._taken[-1] + interval
 
     def interval(self) -> int:
         """Every how many steps one may be recorded, by what has been measured so far."""
@@ -90,13 +138,13 @@ class Budget:
         alone = median(self._without)
         cost = median(self._with) - alone + 2 * math.hypot(_error(self._with), _error(self._without))
         if alone <= 0 or cost <= 0:
-            return 2
-        return min(max(math.ceil(cost / (self._budget * alone) - 1e-6), 2), _LONGEST)
+            return self._least
+        return min(max(math.ceil(cost / (self._budget * alone) - 1e-6), self._least), _LONGEST)
 
 
-def schedule(every: int | Literal["auto"] | None, budget: float) -> Schedule:
-    """That of the arguments of `GradScope`."""
-    return Budget(budget) if every == "auto" else Each(every)
+def schedule(every: int | Literal["auto"] | None, budget: float, *, together: bool) -> Schedule:
+    """That of the arguments of `GradScope`; `together` with other ranks."""
+    return Budget(budget, together=together) if every == "auto" else Each(every)
 
 
 def _error(durations: Collection[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -186,21 +187,29 @@ def test_a_difference_is_taken_in_float64_and_a_copy_made_on_the_way(dtype: torc
         assert torch.equal(copy.view(torch.uint8), x.view(torch.uint8))
 
 
+def reduce_strided(tensor: Tensor) -> np.ndarray:
+    row = np.zeros(10)
+    address, shape = tensor.data_ptr(), tuple(tensor.shape)
+    native.reduce_strided(
+        address, shape, tensor.stride(), kernel.CODES[tensor.dtype], row.__array_interface__["data"][0]
+    )
+    return row
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides_are_read_whole(dtype: torch.dtype, variant: str) -> None:
     x = mixture(60 * 70 * 3, dtype).view(60, 70, 3)
     base = mixture(1000, dtype)
     layouts = [x, x.transpose(0, 1), x.permute(2, 1, 0), x[::2, 3:], x[:, :, 1], x[:1].expand(5, -1, -1), base[::7]]
+    layouts += [base[:900].as_strided((30, 30), (1, 1)), base[:900].as_strided((2, 3, 5), (15, 1, 3))]
     for tensor in [*layouts, x[:0], x.view(4, 15, 70, 3).to(memory_format=torch.channels_last)]:
-        row = np.zeros(10)
-        native.reduce_strided(
-            tensor.data_ptr(),
-            tuple(tensor.shape),
-            tensor.stride(),
-            kernel.CODES[dtype],
-            row.__array_interface__["data"][0],
-        )
-        agree(row, expected(tensor))
+        agree(reduce_strided(tensor), expected(tensor))
+
+
+def test_entries_that_leave_no_gap_are_read_as_they_lie_in_memory(variant: str) -> None:
+    x = mixture(4 * 15 * 70 * 3, torch.float32).view(4, 70, 3, 15)
+    for order in itertools.permutations(range(4)):
+        assert reduce_strided(x.permute(order)).tobytes() == reduce(x).tobytes()
 
 
 def test_the_bits_are_the_same_for_any_number_of_threads(variant: str) -> None:

@@ -250,6 +250,22 @@ static int layout_of(PyObject *shape, PyObject *strides, Layout *layout, int64_t
     return 1;
 }
 
+/* Whether the entries fill their memory without a gap, in whatever order of the dimensions. */
+static int is_dense(const Layout *layout) {
+    int outwards[DIMENSIONS];
+    int64_t filled = 1;
+    for (int d = 0; d < layout->dimensions; d++) {
+        int at = d;
+        for (; at > 0 && layout->strides[outwards[at - 1]] > layout->strides[d]; at--) outwards[at] = outwards[at - 1];
+        outwards[at] = d;
+    }
+    for (int d = 0; d < layout->dimensions; d++) {
+        if (layout->strides[outwards[d]] != filled) return 0;
+        filled *= layout->shape[outwards[d]];
+    }
+    return 1;
+}
+
 static PyObject *reduce_strided(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
     if (!arguments("reduce_strided", given, 5, 13)) return NULL;
@@ -268,8 +284,9 @@ static PyObject *reduce_strided(PyObject *self, PyObject *const *args, Py_ssize_
     if (given > 11) job.counts.offset = integer(args[11]);
     if (given > 12) job.unit = PyFloat_AsDouble(args[12]);
     if (PyErr_Occurred() || refuse(&job, -1)) return NULL;
-    int contiguous = layout.dimensions == 0 || (layout.dimensions == 1 && layout.strides[0] == 1);
-    if (!contiguous) job.layout = &layout;
+    int in_order = layout.dimensions == 0 || (layout.dimensions == 1 && layout.strides[0] == 1);
+    int in_any_order = !job.minus && !job.copy; /* those lie in the order of the entries */
+    if (!in_order && !(in_any_order && is_dense(&layout))) job.layout = &layout;
     read_one(&job);
     return not_finite(&job);
 }

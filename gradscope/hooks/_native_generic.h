@@ -4,39 +4,75 @@
 #define NAME(function) function##_generic
 #include "_native_loops.h"
 
+/* So many sums side by side: a compiler may not add the terms of one sum in another order, but lanes are vectors to it.
+   float64 counts in float64, which any vector unit compares. */
+enum { LANES = 16 };
+
 static void sums32_generic(const float *x, int64_t n, float shift, float tiny, Sums *sums) {
-    double first = 0, second = 0, about = (double)shift;
-    float lowest = INFINITY, highest = -INFINITY;
-    int32_t small = 0, subnormal = 0;
-#pragma omp simd reduction(+ : first, second, small) reduction(min : lowest) reduction(max : highest) reduction(| : subnormal)
-    for (int64_t i = 0; i < n; i++) {
-        double d = (double)x[i] - about;
-        first += d;
-        second += d * d;
-        lowest = x[i] < lowest ? x[i] : lowest;
-        highest = x[i] > highest ? x[i] : highest;
-        int32_t is_small = fabsf(x[i]) < tiny;
-        small += is_small;
-        subnormal |= is_small & (x[i] != 0);
+    double first[LANES] = {0}, second[LANES] = {0}, about = (double)shift;
+    float lowest[LANES], highest[LANES];
+    int32_t small[LANES] = {0}, subnormal[LANES] = {0};
+    for (int j = 0; j < LANES; j++) {
+        lowest[j] = INFINITY;
+        highest[j] = -INFINITY;
     }
-    *sums = (Sums){first, second, (double)lowest, (double)highest, small, subnormal};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            float v = x[i + j];
+            double d = (double)v - about;
+            first[j] += d;
+            second[j] += d * d;
+            lowest[j] = v < lowest[j] ? v : lowest[j];
+            highest[j] = v > highest[j] ? v : highest[j];
+            int32_t is_small = fabsf(v) < tiny;
+            small[j] += is_small;
+            subnormal[j] |= is_small & (v != 0);
+        }
+    }
+    *sums = (Sums){0, 0, INFINITY, -INFINITY, 0, 0};
+    for (int j = 0; j < LANES; j++) {
+        sums->first += first[j];
+        sums->second += second[j];
+        sums->lowest = (double)lowest[j] < sums->lowest ? (double)lowest[j] : sums->lowest;
+        sums->highest = (double)highest[j] > sums->highest ? (double)highest[j] : sums->highest;
+        sums->small += small[j];
+        sums->subnormal |= subnormal[j] != 0;
+    }
+    rest32(x + i, n - i, shift, tiny, sums);
 }
 
 static void sums64_generic(const double *x, int64_t n, double shift, double tiny, Sums *sums) {
-    double first = 0, second = 0, lowest = INFINITY, highest = -INFINITY;
-    int64_t small = 0, subnormal = 0;
-#pragma omp simd reduction(+ : first, second, small) reduction(min : lowest) reduction(max : highest) reduction(| : subnormal)
-    for (int64_t i = 0; i < n; i++) {
-        double d = x[i] - shift;
-        first += d;
-        second += d * d;
-        lowest = x[i] < lowest ? x[i] : lowest;
-        highest = x[i] > highest ? x[i] : highest;
-        int64_t is_small = fabs(x[i]) < tiny;
-        small += is_small;
-        subnormal |= is_small & (x[i] != 0);
+    double first[LANES] = {0}, second[LANES] = {0}, about = shift;
+    double lowest[LANES], highest[LANES];
+    double small[LANES] = {0}, zero[LANES] = {0};
+    for (int j = 0; j < LANES; j++) {
+        lowest[j] = INFINITY;
+        highest[j] = -INFINITY;
     }
-    *sums = (Sums){first, second, lowest, highest, small, subnormal != 0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            double v = x[i + j];
+            double d = v - about;
+            first[j] += d;
+            second[j] += d * d;
+            lowest[j] = v < lowest[j] ? v : lowest[j];
+            highest[j] = v > highest[j] ? v : highest[j];
+            small[j] += fabs(v) < tiny ? 1 : 0;
+            zero[j] += v == 0 ? 1 : 0;
+        }
+    }
+    *sums = (Sums){0, 0, INFINITY, -INFINITY, 0, 0};
+    for (int j = 0; j < LANES; j++) {
+        sums->first += first[j];
+        sums->second += second[j];
+        sums->lowest = lowest[j] < sums->lowest ? lowest[j] : sums->lowest;
+        sums->highest = highest[j] > sums->highest ? highest[j] : sums->highest;
+        sums->small += (int64_t)small[j];
+        sums->subnormal |= small[j] > zero[j];
+    }
+    rest64(x + i, n - i, shift, tiny, sums);
 }
 
 /* float16's exponent bits put where float32's are, and the difference of the two biases made up by a product, which

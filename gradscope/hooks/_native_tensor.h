@@ -67,7 +67,9 @@ typedef struct {
 static int aligned(const void *address, int64_t size) { return (uintptr_t)address % (uintptr_t)size == 0; }
 
 static inline void copy_entries(char *to, const char *from, int64_t n, int64_t stride, int64_t size) {
-    if (size == 4) {
+    if (stride == 1) {
+        memcpy(to, from, (size_t)(n * size));
+    } else if (size == 4) {
         for (int64_t i = 0; i < n; i++) memcpy(to + 4 * i, from + 4 * stride * i, 4);
     } else if (size == 8) {
         for (int64_t i = 0; i < n; i++) memcpy(to + 8 * i, from + 8 * stride * i, 8);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -57,8 +58,10 @@ class ParameterList:
         self._model = model
         self._watched: list[Watched] = []
         self._by_name: dict[str, Watched] = {}
-        self._tables: list[tuple[dict[str, Any], list[Any]]] | None = None
-        """Each module's children and parameters, and what they were."""
+        self._tables: list[dict[str, Any]] | None = None
+        """Each module's children and parameters."""
+        self._held: tuple[list[int], list[Any]] = [], []
+        """How many they were, and which."""
         self._trainable: list[bool] = []
         self._time: object = None
 
@@ -78,13 +81,14 @@ class ParameterList:
     def forget(self) -> None:
         """Keep no parameter alive until the next look."""
         self._time, self._tables, self._watched, self._by_name, self._trainable = None, None, [], {}, []
+        self._held = [], []
 
     def named(self, name: str) -> Watched | None:
         """That of this name, as of the latest look."""
         return self._by_name.get(name)
 
     def _look(self) -> None:
-        if self._tables is None or not all(map(_same, self._tables)):
+        if self._tables is None or not _alike(_content(self._tables), self._held):
             self._walk()
         trainable = [watched.parameter.requires_grad for watched in self._watched]
         if trainable != self._trainable:
@@ -108,10 +112,14 @@ class ParameterList:
         if lazy or shards_parameters(self._model):  # what is a parameter may change without a trace
             self._tables = None
         else:
-            tables = [t for m in self._model.modules() for t in (m._modules, m._parameters)]
-            self._tables = [(table, list(table.values())) for table in tables]
+            self._tables = [t for m in self._model.modules() for t in (m._modules, m._parameters)]
+            self._held = _content(self._tables)
 
 
-def _same(table: tuple[dict[str, Any], list[Any]]) -> bool:
-    now, before = table
-    return len(now) == len(before) and all(map(is_, now.values(), before))
+def _content(tables: list[dict[str, Any]]) -> tuple[list[int], list[Any]]:
+    """How many entries each table has, and those of all tables."""
+    return list(map(len, tables)), list(chain.from_iterable(map(dict.values, tables)))
+
+
+def _alike(now: tuple[list[int], list[Any]], before: tuple[list[int], list[Any]]) -> bool:
+    return now[0] == before[0] and all(map(is_, now[1], before[1]))

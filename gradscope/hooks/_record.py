@@ -116,7 +116,7 @@ def _by_site(arena: Arena, signals: Mapping[Signal, Pairs]) -> dict[Signal, _Fou
         start = here.stop
         found[signal] = _Found(
             np.fromiter(ours, dtype=np.int64, count=len(ours)),
-            moments.take(np.arange(here.start, here.stop)),
+            moments.take(here),
             None if counts is None else counts[here],
             _own(arena.others, signals[signal], ours),
         )

@@ -109,9 +109,13 @@ class Together:
         return Copies(self, room, places, [site for site in sites if site is not None])
 
     def read_updates(self, arena: Arena, copies: Copies) -> list[int]:
-        """Rows of what was added to each of those that were copied."""
-        now = [self.parameters[i] for i in copies.places]
-        return self._batch.reduce(arena, now, copies.places, minus=copies.room)
+        """Rows of what was added to each of those that were copied.
+
+        The last is read first: the optimizer has come to it last, and the next forward pass comes to it last.
+        """
+        places = copies.places[::-1]
+        rows = self._batch.reduce(arena, [self.parameters[i] for i in places], places, minus=copies.room)
+        return rows[::-1]
 
     def gradients(self, only: Container[int] | None) -> Gradients:
         """Those of all parameters, or of those whose id is given."""

@@ -312,6 +312,38 @@ def test_a_new_layer_with_an_optimizer_of_its_own_keeps_the_steps_going(every: i
     assert list(scope.recording.steps) == list(range(0, 16, every))
 
 
+@pytest.mark.parametrize("every", EVERY)
+def test_layers_that_change_places_or_names_are_recorded_where_they_stand(every: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.0), torch.randn(8, 4)
+    with GradScope(model, optimizer, every=every) as scope:
+        for step in range(7):
+            if step == 2:
+                model[0], model[1] = model[1], model[0]
+            if step == 4:
+                del model[0]  # all others have another number
+            if step == 5:
+                model.last = model[-1]
+                del model._modules["3"]
+            model(x).square().mean().backward()
+            optimizer.step()
+    recording, at = scope.recording, x
+    names = [site.name for site in recording.sites_of("activation")]
+    assert not any("#" in name for name in names)  # none was called twice
+    for name, layer in model.named_children():
+        at = layer(at)
+        mean = at.detach().double().mean().item()
+        assert column(recording, "activation", name)[6] == pytest.approx(mean, abs=1e-7), name
+        if isinstance(layer, nn.Linear):
+            mean = layer.weight.detach().double().mean().item()
+            assert column(recording, "weight", f"{name}.weight")[6] == pytest.approx(mean, abs=1e-8), name
+    for gone in ("3", "4"):
+        assert math.isnan(column(recording, "activation", gone)[6])
+        assert math.isnan(column(recording, "activation_grad", gone)[6])
+        assert math.isnan(column(recording, "weight", f"{gone}.weight")[6])
+
+
 @pytest.mark.parametrize("every", [1, 50])
 def test_a_layer_that_was_taken_out_is_let_go(every: int) -> None:
     model, optimizer = small()

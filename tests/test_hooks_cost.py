@@ -37,19 +37,21 @@ def convnet() -> nn.Sequential:
 INPUTS = {perceptron: (16, 32), convnet: (4, 3, 12, 12)}
 
 
-def _per_tensor(make: Callable[[], nn.Module]) -> tuple[float, int]:
+def _per_tensor(make: Callable[[], nn.Module], scaled: bool = False, **given: Any) -> tuple[float, int]:
     """Operations of a recorded step beyond those of a bare one, over the tensors recorded; and values waited for."""
     model, x = make(), torch.randn(INPUTS[make])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
 
     def step() -> None:
         optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
+        scaler.scale(model(x).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     step()
     bare = operations(step)
-    with GradScope(model, optimizer, every=1) as scope:
+    with GradScope(model, optimizer, every=1, scaler=scaler, **given) as scope:
         for _ in range(3):
             step()
         observed = operations(step)
@@ -60,8 +62,12 @@ def _per_tensor(make: Callable[[], nn.Module]) -> tuple[float, int]:
 
 @pytest.mark.skipif(kernel.native is None, reason="the native kernel was not built here")
 @pytest.mark.parametrize("make", INPUTS)
-def test_the_native_kernel_needs_next_to_no_operation_of_torch(make: Callable[[], nn.Module]) -> None:
-    operations_per_tensor, waits = _per_tensor(make)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("histograms", [False, True])
+def test_the_native_kernel_needs_next_to_no_operation_of_torch(
+    make: Callable[[], nn.Module], scaled: bool, histograms: bool
+) -> None:
+    operations_per_tensor, waits = _per_tensor(make, scaled, histograms=histograms)
     assert operations_per_tensor <= 0.3
     assert waits == 0
 
@@ -69,6 +75,7 @@ def test_the_native_kernel_needs_next_to_no_operation_of_torch(make: Callable[[]
 _TORCH_ONLY = """
 from tests.test_hooks_cost import INPUTS, _per_tensor
 for make in INPUTS:
+    assert _per_tensor(make, True, histograms=True)[1] == 0
     operations, waits = _per_tensor(make)
     assert 3 < operations <= 7, (make.__name__, operations)
     assert waits == 0, waits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import GradScope
-from gradscope.hooks import _schedule
+from gradscope.hooks import _attachment, _schedule, _watch
 from gradscope.hooks._schedule import FIRST, Budget
 from gradscope.recording import SIGNALS
 
@@ -69,6 +69,33 @@ def test_a_budget_follows_what_recording_comes_to_cost() -> None:
     assert np.median(np.diff(run.recorded[-20:])) == 50
     run.go(20_000, lambda _: 0.1, lambda _: 0.01)
     assert np.median(np.diff(run.recorded[-20:])) == 5
+
+
+@pytest.mark.parametrize("switch", [0.0002, 0.0005, 0.002])
+@pytest.mark.parametrize("cost", [0.0, 0.0005])
+def test_what_is_done_for_a_recorded_step_within_others_is_in_the_budget(switch: float, cost: float) -> None:
+    """The hooks go on at the end of the step before, and off in the step after."""
+    run, spent = Run(0.02), 0.0
+
+    def aside() -> None:
+        nonlocal spent
+        run.now += switch
+        spent += switch
+
+    for _ in range(5_000):
+        run.budget.began(run.step)
+        due = run.budget.due(run.step)
+        if not due and run.recorded[-1:] == [run.step - 1]:
+            run.budget.aside(aside)
+        run.recorded += [run.step] * due
+        run.now += 0.01 + cost * due
+        run.step += 1
+        if not due and run.budget.due(run.step):
+            run.budget.aside(aside)
+    later = len(run.recorded) - FIRST
+    assert later > 100
+    assert (spent + later * cost) / (0.01 * run.step) <= 0.02 * 1.001
+    assert (spent + later * cost) / (0.01 * run.step) >= 0.4 * min(0.02, (2 * switch + cost) / 0.01 / 2)
 
 
 class Together(Run):
@@ -158,6 +185,11 @@ def test_auto_records_the_first_twenty_steps_and_then_by_the_clock(monkeypatch: 
         ({"budget": "2%"}, r"budget is '2%'; a share of the training time in \(0, 1\] is allowed"),
         ({"mode": "sampled"}, "mode is 'sampled'; 'exact' or 'sample' is allowed; did you mean 'sample'?"),
         ({"histograms": "some"}, "histograms is 'some'; True, False or 'sample' is allowed"),
+        (
+            {"every": "auto", "on_nonfinite": "warn"},
+            "every is 'auto' and on_nonfinite is 'warn', for which each step is read and no budget is kept; "
+            "give every a number",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_named(given: dict[str, Any], sentence: str) -> None:
@@ -181,8 +213,15 @@ def test_between_recorded_steps_no_hook_is_within_the_model() -> None:
     assert _ours(model) == 0
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("closing", ["optimizer", "foreign", "step()"])
-def test_steps_recorded_after_a_rest_are_those_of_a_scope_that_never_rests(closing: str) -> None:
+def test_steps_recorded_after_a_rest_are_those_of_a_scope_that_never_rests(
+    closing: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch keeps its hooks in a way that we do not know."""
+    if not known:
+        monkeypatch.setattr(_attachment, "_BY_ENTRY", False)
+        monkeypatch.setattr(_watch, "_DIRECTLY", False)
     found = []
     for every in (1, 4):
         model = _net()
@@ -196,6 +235,7 @@ def test_steps_recorded_after_a_rest_are_those_of_a_scope_that_never_rests(closi
                 if closing == "step()":
                     scope.step()
         found.append(scope.recording)
+        assert _ours(model) == 0
     each, fourth = found
     assert fourth.steps.tolist() == [0, 4, 8, 12]
     for signal in SIGNALS:
@@ -213,6 +253,40 @@ def test_a_model_of_which_only_parts_are_called_is_never_left_alone() -> None:
             optimizer.step()
     assert scope.recording.steps.tolist() == [0, 3, 6]
     assert np.isfinite(scope.recording.values("activation_grad", "rms")).all()
+
+
+@pytest.mark.parametrize("closing", ["optimizer", "foreign"])
+def test_an_optimizer_that_steps_twice_a_pass_makes_one_step_however_often_is_recorded(closing: str) -> None:
+    for every in (1, 4):
+        model, seen = _net(), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with GradScope(model, optimizer if closing == "optimizer" else None, every=every) as scope:
+            for made in range(13):
+                optimizer.zero_grad()
+                scope(torch.randn(8, 6)).square().mean().backward()
+                scope.note(made=made)
+                seen.append(_ours(model) > 0)
+                optimizer.step()
+                optimizer.step()
+        assert scope.recording.steps.tolist() == list(range(0, 13, every))
+        assert scope.recording.notes("made").tolist() == list(range(0, 13, every))
+        assert seen == [made % every == 0 for made in range(13)]
+
+
+def test_after_one_step_without_a_pass_the_hooks_rest_again() -> None:
+    model, seen = _net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with GradScope(model, optimizer, every=10) as scope:
+        for made in range(100):
+            optimizer.zero_grad()
+            scope(torch.randn(8, 6)).square().mean().backward()
+            seen.append(_ours(model) > 0)
+            optimizer.step()
+            if made == 5:
+                optimizer.step()
+    assert not any(seen[1:6])
+    assert all(seen[6:20])  # are parts of the model called?
+    assert sum(seen[30:]) == 7
 
 
 class _Hidden(nn.Module):

@@ -219,6 +219,39 @@ def test_the_bits_are_the_same_for_any_number_of_threads(variant: str) -> None:
         together = run(tensors, threads=threads)
         assert alone[0].tobytes() == together[0].tobytes()
         assert np.array_equal(alone[1], together[1])
+        for x, row in zip(tensors, alone[0], strict=True):
+            found, dense, apart = np.zeros((3, 10))
+            at = [row.__array_interface__["data"][0] for row in (found, dense, apart)]
+            native.reduce(x.data_ptr(), x.numel(), native.FLOAT32, at[0], threads)
+            rest = (0, 0, 0, 1, 0, 1, 0, 1.0, threads)
+            native.reduce_strided(x.data_ptr(), (x.numel(),), (1,), native.FLOAT32, at[1], *rest)
+            twice = torch.stack([x, -x], dim=1)
+            native.reduce_strided(twice.data_ptr(), (x.numel(),), (2,), native.FLOAT32, at[2], *rest)
+            assert row.tobytes() == found.tobytes() == dense.tobytes() == apart.tobytes()
+
+
+_LARGE_ACTIVATION = """
+import os, torch
+from gradscope.hooks._blocks import Pool
+from gradscope.hooks._moments import Arena
+torch.set_num_threads(2)
+x, arena = torch.full((1 << 20,), 2.0), Arena(Pool())
+y = torch.ones(1 << 10, 1 << 10).T[:, ::2]
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+arena.observe_as_it_lies(torch.ones(5))
+assert threads() == before
+arena.observe_as_it_lies({tensor})
+assert threads() == before + 1
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="nothing tells of a process's threads here")
+@pytest.mark.parametrize("tensor", ["x", "y"])
+def test_a_large_activation_is_read_by_as_many_threads_as_torch_has(tensor: str) -> None:
+    code = _LARGE_ACTIVATION.replace("{tensor}", tensor)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # torch makes no threads of its own before
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_flushing_of_subnormal_numbers_changes_nothing(variant: str) -> None:

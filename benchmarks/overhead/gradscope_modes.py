@@ -13,7 +13,7 @@ from gradscope.recording import SIGNALS, Recording
 
 FIVE = "all 5 signals: mean, std, min, max, zeros, non-finite"
 TEN = 10
-"""What costs more than one read is taken each tenth recorded step: a block has whole tens."""
+"""A block has whole tens of steps, so that what a mode does at each tenth only is in its figure."""
 
 
 def _start(arguments: Mapping[str, Any]) -> Callable[[Workload, Path], Callable[[], Session]]:

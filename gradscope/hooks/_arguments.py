@@ -71,6 +71,11 @@ def check(given: Arguments) -> None:
             f"on_nonfinite is {given.on_nonfinite!r}; None, {', '.join(map(repr, ON_NONFINITE))} are allowed"
             f"{_nearest(given.on_nonfinite, ON_NONFINITE)}"
         )
+    if given.on_nonfinite is not None and every == "auto":
+        raise ValueError(
+            f"every is 'auto' and on_nonfinite is {given.on_nonfinite!r}, for which each step is read and no budget is "
+            "kept; give every a number"
+        )
     if len(given.loggers):
         raise ValueError(f"loggers is {given.loggers!r}; this version has none: leave it empty")
     _check_sites(given.model, given.sites)

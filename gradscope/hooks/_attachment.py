@@ -87,10 +87,12 @@ class Attachment:
         self.attach_new()
 
     def attach_new(self) -> None:
-        """Hooks for modules that were added since, and for parameters that are trained since."""
+        """Hooks for modules that were added or renamed since, and for parameters that are trained since."""
         for name, module in self._model.named_modules():
-            if module not in self._names and not is_parametrization(name):
-                self._names[module] = unwrapped_name(name) or ROOT
+            called = unwrapped_name(name) or ROOT
+            if self._names.get(module) != called and not is_parametrization(name):
+                self._forget(module)  # it may have had another name
+                self._names[module] = called
                 self._specify(module)
                 self._attach(module)
             if isinstance(module, nn.MultiheadAttention):
@@ -111,6 +113,12 @@ class Attachment:
                 self._attach_parameter(parameter, hook)
             elif id(parameter) not in self._on_parameters:  # it was frozen when the hooks were put on again
                 self._attach_parameter(parameter, known[1])
+
+    def _forget(self, module: nn.Module) -> None:
+        for handle in (*self._modules.pop(module, ()), *self._lifted.pop(module, ())):
+            handle.remove()
+        self._specs.pop(module, None)
+        self._earlier.pop(module, None)
 
     def _specify(self, module: nn.Module) -> None:
         name = self._names[module]
@@ -199,7 +207,12 @@ class Attachment:
 
     def _take_off(self, modules: list[nn.Module]) -> None:
         for module in modules:
-            handles = self._lifted[module] = self._modules.pop(module)
+            handles = self._modules.pop(module)
+            if not _BY_ENTRY:
+                for handle in handles:
+                    handle.remove()
+                continue
+            self._lifted[module] = handles
             if _others_have_hooks(module, handles):
                 self._earlier[module] = _before(module, {handle.id for handle in handles})
             for spec, handle in zip(self._specs[module], handles, strict=True):
@@ -250,6 +263,21 @@ def _table(module: nn.Module, spec: _Spec) -> dict[int, Any]:
     return module._forward_pre_hooks if spec.before else module._forward_hooks
 
 
+def _by_entry() -> bool:
+    """Whether this torch keeps hooks as we know it: an entry by the handle's number. Else they are registered anew."""
+    module = nn.Identity()
+    before = module.register_forward_pre_hook(_no_hook, with_kwargs=True)
+    after = module.register_forward_hook(_no_hook, with_kwargs=True, always_call=True)
+    return [table.get(handle.id) for table, handle in zip(_tables(module), (before, after), strict=True)] == [
+        _no_hook,
+        _no_hook,
+    ]
+
+
+def _no_hook(*_: Any) -> None:
+    pass
+
+
 def _others_have_hooks(module: nn.Module, ours: list[RemovableHandle]) -> bool:
     return sum(map(len, _tables(module))) > len(ours)
 
@@ -274,3 +302,6 @@ def _put_first(parameter: Tensor, handle: RemovableHandle) -> None:
         hooks.clear()
         hooks[handle.id] = mine
         hooks.update(others)
+
+
+_BY_ENTRY = _by_entry()

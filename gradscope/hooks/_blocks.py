@@ -19,7 +19,7 @@ ROW_BYTES, COUNTS_BYTES = 8 * WIDTH, 8 * BINS
 class Block:
     """Rows on one device, and their histograms; on the CPU also seen as numpy, so that reading one is no operation."""
 
-    __slots__ = ("address", "counts", "counts_address", "device", "host", "number", "rows", "used")
+    __slots__ = ("address", "counts", "counts_address", "device", "host", "host_counts", "number", "rows", "used")
 
     def __init__(self, number: int, device: torch.device, histograms: bool) -> None:
         self.number = number
@@ -28,15 +28,19 @@ class Block:
         with torch.inference_mode(False):  # else no later step could write into it
             self.rows = torch.zeros((ROWS_PER_BLOCK, WIDTH), dtype=torch.float64, device=device)
             self.counts = torch.zeros((ROWS_PER_BLOCK, BINS), dtype=torch.int64, device=device) if histograms else None
-        self.host: NDArray[np.float64] | None = self.rows.numpy() if device.type == "cpu" else None
+        here = device.type == "cpu"
+        self.host: NDArray[np.float64] | None = self.rows.numpy() if here else None
+        self.host_counts: NDArray[np.int64] | None = self.counts.numpy() if here and self.counts is not None else None
         plain = device.type in ("cpu", "cuda")  # where a kernel of ours may be given an address
         self.address = self.rows.data_ptr() if plain else 0
         self.counts_address = self.counts.data_ptr() if plain and self.counts is not None else 0
 
     def clear(self) -> None:
         """Its rows are void."""
-        if self.counts is not None:
-            self.counts[: self.used].zero_()  # kernels add to them
+        if self.host_counts is not None:  # kernels add to them
+            self.host_counts[: self.used] = 0
+        elif self.counts is not None:
+            self.counts[: self.used].zero_()
         self.used = 0
 
 

@@ -77,16 +77,17 @@ class GradScope:
             averaging over ranks); without it `weight_grad` is what the last backward left, before any clipping.
             Of several each closes a step, or shares the one that the first has closed where no forward lies between.
         every: record each `every`-th step; None records each of the first 100 and then each tenth; "auto" the first
-            20 and then as many as the `budget` allows, by what recording and training are measured to cost.
+            20 and then as many as the `budget` allows, by what recording and training are measured to cost: each
+            second at most, and with several ranks each third. It goes not with `on_nonfinite`.
         signals: which of `activation`, `activation_grad`, `weight`, `weight_grad`, `update` to record.
         sites: None for all; glob patterns over module names (`"layers.*"`); or a predicate on `Site`.
         histograms: also count the entries by their power of two; "sample" counts about 4,096 of a larger tensor.
         scaler: a `torch.amp.GradScaler`; its factor is divided out of the recorded gradients, and noted.
         log: path of the recording file; without it the recording lives in a temporary database.
         loggers: must be empty in this version.
-        mode: "exact" reads every entry; "sample" estimates mean, std, zeros and histogram of larger tensors from about
-            4,096 entries, others at each step. min, max, NaN and infinity are exact in both. On an accelerator nothing
-            is sampled.
+        mode: "exact" reads every entry; "sample" estimates mean, std, zeros, subnormals and histogram of larger tensors
+            from about 4,096 entries, others at each step. min, max, NaN and infinity are exact in both. On an
+            accelerator nothing is sampled.
         budget: the share of the training time that recording may take where `every="auto"`, in (0, 1]. Of several
             ranks, that for which it costs most decides for all.
         functional: make functional activations (`F.relu`, `x.sigmoid()`, `scaled_dot_product_attention`) sites too,

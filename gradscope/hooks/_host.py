@@ -38,8 +38,8 @@ class HostRows:
                 elsewhere.setdefault(block.device, []).append((line, block))
                 continue
             self._rows[line : line + block.used] = block.host[: block.used]
-            if block.counts is not None:
-                self._counts[line : line + block.used] = block.counts[: block.used].numpy()
+            if block.host_counts is not None:
+                self._counts[line : line + block.used] = block.host_counts[: block.used]
         for device, found in elsewhere.items():
             self._fetch(self._rows, [(line, block.rows[: block.used]) for line, block in found])
             self._fetch(self._counts, [(line, b.counts[: b.used]) for line, b in found if b.counts is not None])

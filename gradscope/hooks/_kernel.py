@@ -30,6 +30,9 @@ CODES: dict[torch.dtype, int] = (
 )
 """The dtypes that it reads, by what it calls them; the rest, of one byte, go by way of torch."""
 
+SHARED_FROM = 1 << 18
+"""From so many entries on it may use several threads."""
+
 
 def kernel_name() -> str:
     """What reduces tensors on the CPU, for the facts of a run."""

@@ -14,7 +14,7 @@ from gradscope.hooks._device import reduce_many_on_device, reduce_on_device
 from gradscope.hooks._distributed import local_part
 from gradscope.hooks._histogram import log2_histogram
 from gradscope.hooks._host import HostRows
-from gradscope.hooks._kernel import CODES, native
+from gradscope.hooks._kernel import CODES, SHARED_FROM, native
 from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._reduction import estimate_on_cpu, flat, pieces, reduce_finite, reduce_on_cpu, sample_of
 from gradscope.hooks._rows import INFS, NANS, Row, constant_zeros, merged
@@ -173,8 +173,11 @@ class Arena:
                 self._reduce_here(block, index, host[index], tensor, None, None)
             self.bad = int(bool(self.nonfinite_here(number)))
         elif self.plain and tensor.is_contiguous():
-            row = block.address + index * ROW_BYTES
-            self.bad = native.reduce(tensor.data_ptr(), tensor.numel(), CODES[dtype], row)
+            row, entries = block.address + index * ROW_BYTES, tensor.numel()
+            if entries < SHARED_FROM:
+                self.bad = native.reduce(tensor.data_ptr(), entries, CODES[dtype], row)
+            else:
+                self.bad = native.reduce(tensor.data_ptr(), entries, CODES[dtype], row, torch.get_num_threads())
         else:
             self.bad = self._reduce_natively(block, index, tensor, None, None)
         return number
@@ -208,6 +211,7 @@ class Arena:
             0,
             *self.lattices(tensor.numel()),
             1.0 if unit is None else float(unit),
+            torch.get_num_threads(),
         )
         return bad
 

@@ -102,15 +102,12 @@ static int small_integer(int64_t value) { return value < INT32_MIN || value > IN
 
 /* -- functions ------------------------------------------------------------------------------------------------- */
 
-static void read_one(const Job *job) {
-    if (job->entries < WORTH_RELEASING) {
-        read_alone(in_use, job, 1);
-        return;
-    }
+/* Reads jobs of so many entries in all; where that takes a while, other threads of Python run meanwhile. */
+static void read_jobs(const Job *jobs, int64_t count, int64_t entries, int threads) {
     const Kernels *use = in_use;
-    PyThreadState *state = PyEval_SaveThread();
-    read_alone(use, job, 1);
-    PyEval_RestoreThread(state);
+    PyThreadState *state = entries >= WORTH_RELEASING ? PyEval_SaveThread() : NULL;
+    read_all(use, jobs, count, entries, threads);
+    if (state) PyEval_RestoreThread(state);
 }
 
 /* How many entries were NaN or infinite: so that nobody has to look into the row for what is mostly 0. */
@@ -120,14 +117,15 @@ static const Job PLAIN = {.moments = {1, 0}, .counts = {1, 0}, .unit = 1};
 
 static PyObject *reduce(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    if (!arguments("reduce", given, 4, 4)) return NULL;
+    if (!arguments("reduce", given, 4, 5)) return NULL;
     Job job = PLAIN;
     job.address = pointer(args[0]);
     job.entries = integer(args[1]);
     job.dtype = small_integer(integer(args[2]));
     job.row = pointer(args[3]);
+    int threads = given > 4 ? small_integer(integer(args[4])) : 1;
     if (PyErr_Occurred() || refuse(&job, -1)) return NULL;
-    read_one(&job);
+    read_jobs(&job, 1, job.entries, threads);
     return not_finite(&job);
 }
 
@@ -168,10 +166,7 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t given) {
         }
         entries += jobs[i].entries;
     }
-    const Kernels *use = in_use;
-    PyThreadState *state = entries >= WORTH_RELEASING ? PyEval_SaveThread() : NULL;
-    read_all(use, jobs, count, entries, small_integer(threads));
-    if (state) PyEval_RestoreThread(state);
+    read_jobs(jobs, count, entries, small_integer(threads));
     if (jobs != few) PyMem_Free(jobs);
     Py_RETURN_NONE;
 }
@@ -268,7 +263,7 @@ static int is_dense(const Layout *layout) {
 
 static PyObject *reduce_strided(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    if (!arguments("reduce_strided", given, 5, 13)) return NULL;
+    if (!arguments("reduce_strided", given, 5, 14)) return NULL;
     Layout layout;
     Job job = PLAIN;
     job.address = pointer(args[0]);
@@ -283,11 +278,12 @@ static PyObject *reduce_strided(PyObject *self, PyObject *const *args, Py_ssize_
     if (given > 10) job.counts.stride = integer(args[10]);
     if (given > 11) job.counts.offset = integer(args[11]);
     if (given > 12) job.unit = PyFloat_AsDouble(args[12]);
+    int threads = given > 13 ? small_integer(integer(args[13])) : 1;
     if (PyErr_Occurred() || refuse(&job, -1)) return NULL;
     int in_order = layout.dimensions == 0 || (layout.dimensions == 1 && layout.strides[0] == 1);
     int in_any_order = !job.minus && !job.copy; /* those lie in the order of the entries */
     if (!in_order && !(in_any_order && is_dense(&layout))) job.layout = &layout;
-    read_one(&job);
+    read_jobs(&job, 1, job.entries, threads);
     return not_finite(&job);
 }
 
@@ -314,11 +310,11 @@ static PyObject *set_variant(PyObject *self, PyObject *value) {
 
 #define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
 static PyMethodDef methods[] = {
-    {"reduce", FAST(reduce), "reduce(address, entries, dtype, row)"},
+    {"reduce", FAST(reduce), "reduce(address, entries, dtype, row, threads=1)"},
     {"run", FAST(run), "run(table, jobs, threads)"},
     {"reduce_strided", FAST(reduce_strided),
      "reduce_strided(address, shape, strides, dtype, row, histogram=0, minus=0, copy=0, moment_stride=1, "
-     "moment_offset=0, histogram_stride=1, histogram_offset=0, unit=1.0)"},
+     "moment_offset=0, histogram_stride=1, histogram_offset=0, unit=1.0, threads=1)"},
     {"some_entries", FAST(some_entries), "some_entries(table, tensors, found)"},
     {"set_variant", set_variant, METH_O, "set_variant(name)"},
     {NULL, NULL, 0, NULL},

@@ -15,9 +15,11 @@ An address may be misaligned; a row's and a histogram's may not. Bad values are 
 The GIL is released for 16,384 entries and more. Sums are the same bits for any number of threads; between variants
 they agree to rounding.
 
-Sampling reads chunks of 16 entries in a row, number `offset % min(stride, chunks)` and every `stride`-th from there.
-Of the moments, mean, m2, zeros and subnormals are then the sample's, the last three scaled up to all entries; count,
-min, max, nans and infs are always of all. Of the histogram, the counts are then the sample's as they are.
+Sampling reads one chunk of 16 entries in a row of every `s = min(stride, chunks)` chunks, of the k-th s the one with
+number `k·s + (offset + ⌊s·turn⌋) mod s`, where turn is the fraction of k²/1.618…; the last s may give none, and the
+tensor's last chunk may have fewer entries. Of the moments, mean, m2, zeros and subnormals are then the sample's, the
+last three scaled up to all entries; count, min, max, nans and infs are always of all. Of the histogram, the counts are
+then the sample's as they are.
 """
 
 from typing import Final
@@ -35,7 +37,7 @@ VARIANT: str
 def set_variant(name: str, /) -> None:
     """Uses another variant from now on; a ValueError if this processor lacks it."""
 
-def reduce(address: int, entries: int, dtype: int, row: int, /) -> int:
+def reduce(address: int, entries: int, dtype: int, row: int, threads: int = 1, /) -> int:
     """Writes the row of contiguous entries, and returns how many of them are NaN or infinite.
 
     Args:
@@ -43,6 +45,7 @@ def reduce(address: int, entries: int, dtype: int, row: int, /) -> int:
         entries: how many, from 0.
         dtype: `FLOAT32`, `FLOAT64`, `FLOAT16` or `BFLOAT16`.
         row: address of ten float64.
+        threads: the most threads to use; more than one are used from 262,144 entries on.
     """
 
 def run(table: int, jobs: int, threads: int, /) -> None:
@@ -62,7 +65,7 @@ def run(table: int, jobs: int, threads: int, /) -> None:
             11 unit       the bits of a float64, positive
 
         jobs: how many lines.
-        threads: the most threads to use; more than one are used from 262,144 entries on.
+        threads: as in `reduce`, of the entries of all tensors.
     """
 
 def reduce_strided(
@@ -79,11 +82,13 @@ def reduce_strided(
     histogram_stride: int = 1,
     histogram_offset: int = 0,
     unit: float = 1.0,
+    threads: int = 1,
     /,
 ) -> int:
-    """Writes the row of entries that lie apart, in the order of their indices; the rest is as in `run`.
+    """Writes the row of entries that lie apart; the rest is as in `run`.
 
-    Returns how many of them are NaN or infinite.
+    They are read in the order of their indices; where they leave no gap, and neither `minus` nor `copy` is given, as
+    they lie in memory. Returns how many of them are NaN or infinite.
 
     Args:
         address: of the first entry.
@@ -93,6 +98,7 @@ def reduce_strided(
         histogram, minus, copy: as in `run`; `minus` and `copy` are contiguous, in the order of the indices.
         moment_stride, moment_offset, histogram_stride, histogram_offset: as in `run`.
         unit: as in `run`.
+        threads: as in `reduce`.
     """
 
 def some_entries(table: int, tensors: int, found: int, /) -> None:

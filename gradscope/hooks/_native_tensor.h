@@ -57,12 +57,14 @@ typedef struct {
     int64_t n;
 } View;
 
-/* Chunks of a lattice, gathered until they fill a buffer. */
+/* Chunks of a lattice, gathered until they fill a buffer; `next` is that of `window`. */
 typedef struct {
-    int64_t stride, next;
+    int64_t stride, offset, window, next;
     char *buffer;
     int64_t held;
 } Sampler;
+
+static const uint64_t GOLDEN = 0x9E3779B97F4A7C15; /* 2^64/1.618… */
 
 static int aligned(const void *address, int64_t size) { return (uintptr_t)address % (uintptr_t)size == 0; }
 
@@ -191,12 +193,21 @@ static void add_counts(const Kernels *use, View view, double unit, Buffers *b, i
     }
 }
 
-/* The lattice's chunks from entry `first` on. The offset wraps, so that a tensor with fewer chunks has a sample too. */
+/* The one chunk of a window: offset + k^2/1.618… of the stride, modulo the stride; _lattice.py says why. Unsigned: the
+   products wrap where the window's number or the stride is 2^32 or more, less evenly but still within the window. */
+static int64_t chunk_of(int64_t window, int64_t stride, int64_t offset) {
+    uint64_t k = (uint64_t)window, turn = k * k * GOLDEN >> 32;
+    int64_t within = (int64_t)(turn * (uint64_t)stride >> 32) + offset;
+    return window * stride + (within < stride ? within : within - stride);
+}
+
+/* The lattice's chunks that begin from entry `first` on, which begins one. A tensor with fewer chunks than the stride is
+   one window. */
 static Sampler sampler(Lattice lattice, int64_t entries, int64_t first, double *buffer) {
-    int64_t chunks = (entries + CHUNK - 1) / CHUNK, turn = lattice.stride < chunks ? lattice.stride : chunks;
-    int64_t next = lattice.offset % turn, from = first / CHUNK;
-    if (next < from) next += (from - next + lattice.stride - 1) / lattice.stride * lattice.stride;
-    return (Sampler){lattice.stride, next, (char *)buffer, 0};
+    int64_t chunks = (entries + CHUNK - 1) / CHUNK, stride = lattice.stride < chunks ? lattice.stride : chunks;
+    int64_t offset = lattice.offset % stride, from = first / CHUNK, window = from / stride;
+    if (chunk_of(window, stride, offset) < from) window++;
+    return (Sampler){stride, offset, window, chunk_of(window, stride, offset), (char *)buffer, 0};
 }
 
 static View sample_of(const Sampler *s, View view) {
@@ -220,7 +231,7 @@ static int sample(Sampler *s, View view, int64_t first) {
             memcpy((double *)(void *)s->buffer + s->held, view.wide + at, (size_t)n * sizeof(double));
         }
         s->held += n;
-        s->next += s->stride;
+        s->next = chunk_of(++s->window, s->stride, s->offset);
     }
     return 0;
 }

@@ -60,6 +60,9 @@ class Clock(Protocol):
     def observes_soon(self, within: int = 1) -> bool:
         """Whether the step in progress is observed, or one of those after it, so many."""
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do what is a part of recording, and lies within a step that is not recorded."""
+
     @property
     def tells_when_steps_end(self) -> bool:
         """An optimizer's hook, or the user, says so, and not only the next forward."""
@@ -117,6 +120,10 @@ class Observer:
         """Every pass so far has returned something to hook, which tells of its backward."""
         self._parts_are_called = False
         """Some steps call parts of the model, and not the model: no hook on the model itself tells of them."""
+        self._steps_without_a_pass = False
+        """Optimizers step now and then though nothing was called since they last did."""
+        self._wary = 0
+        """So many steps the hooks stay on, to see whether parts of the model are called."""
         self._attached = -1
         """The version of the model whose every module and parameter has its hooks."""
         callbacks = Callbacks(
@@ -166,22 +173,30 @@ class Observer:
             and self._validation is None
             and self._returns_tensors
             and not self._parts_are_called
+            and not self._wary
             and self._clock.tells_when_steps_end
             and not _dynamo.compiled_anything()
         ):
-            self._attachment.rest()
+            self._clock.aside(self._attachment.rest)
             self._parameters.rest(long=not self._clock.observes_soon(_SOON))
 
     def prepare(self) -> None:
         """A step has ended: where the next one is recorded, have the hooks on before it begins."""
         if self._attachment.resting and self._clock.observes_soon():
-            self._attachment.wake()
+            self._clock.aside(self._attachment.wake)
 
     def missed_calls(self) -> bool:
-        """Whether a step may have passed of which no hook told, since they rested; from now on they do not rest."""
+        """A step has ended of which no hook has told: whether parts of the model may have been called for it.
+
+        Not while the hooks are on: then the optimizer has stepped twice on the same gradients, and may do so again.
+        Once they may have been called, the hooks are on for some steps, to see whether it is so.
+        """
         if not self._attachment.resting:
+            self._steps_without_a_pass |= self._clock.began
             return False
-        self._parts_are_called = True
+        if self._steps_without_a_pass:
+            return False
+        self._wary = _SOON
         self._attachment.wake()
         return True
 
@@ -238,6 +253,7 @@ class Observer:
         if not self._accumulation.settles and wrapped_by_ddp(module):
             self._coverage.wrapped()
         self._now.forward = None
+        self._wary = max(0, self._wary - 1)
         if not forward.step.observed:
             self._rest()
             return
@@ -452,6 +468,8 @@ class Observer:
     def _mark(self, forward: Forward) -> None:
         if not forward.backward:
             forward.backward = True
+            if not forward.root and not any(other.root for other in forward.step.forwards):
+                self._parts_are_called = True
             if not forward.root and forward.step.observed:  # nothing told that this forward had ended
                 self._read_weights(forward)
                 self._signals.read_graph(forward, list(forward.layer_nodes.values()))
@@ -489,6 +507,6 @@ def calls_running(module: nn.Module) -> int:
 
 
 _SOON = 20
-"""Steps for which it pays to remember the list of parameters."""
+"""Steps for which it pays to remember the list of parameters, and for which the hooks stay on where they are missed."""
 
 _CALL = nn.Module._call_impl.__code__

@@ -60,8 +60,7 @@ class ParameterList:
         self._by_name: dict[str, Watched] = {}
         self._tables: list[dict[str, Any]] | None = None
         """Each module's children and parameters."""
-        self._held: tuple[list[int], list[Any]] = [], []
-        """How many they were, and which."""
+        self._held = _content([])
         self._trainable: list[bool] = []
         self._time: object = None
 
@@ -81,7 +80,7 @@ class ParameterList:
     def forget(self) -> None:
         """Keep no parameter alive until the next look."""
         self._time, self._tables, self._watched, self._by_name, self._trainable = None, None, [], {}, []
-        self._held = [], []
+        self._held = _content([])
 
     def named(self, name: str) -> Watched | None:
         """That of this name, as of the latest look."""
@@ -116,10 +115,14 @@ class ParameterList:
             self._held = _content(self._tables)
 
 
-def _content(tables: list[dict[str, Any]]) -> tuple[list[int], list[Any]]:
-    """How many entries each table has, and those of all tables."""
-    return list(map(len, tables)), list(chain.from_iterable(map(dict.values, tables)))
+_Content = tuple[list[int], list[str], list[Any]]
 
 
-def _alike(now: tuple[list[int], list[Any]], before: tuple[list[int], list[Any]]) -> bool:
-    return now[0] == before[0] and all(map(is_, now[1], before[1]))
+def _content(tables: list[dict[str, Any]]) -> _Content:
+    """How many entries each table has; the names and the entries of all tables."""
+    entries = chain.from_iterable(map(dict.values, tables))
+    return list(map(len, tables)), list(chain.from_iterable(tables)), list(entries)
+
+
+def _alike(now: _Content, before: _Content) -> bool:
+    return now[:2] == before[:2] and all(map(is_, now[2], before[2]))

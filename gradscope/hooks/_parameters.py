@@ -176,7 +176,8 @@ class Parameters:
             self.sample_after(step, sampled)
         self._read_some_gradients(forward, [*_only(others, only), *gradients.others])
         if gradients.places:
-            unit = 1.0 if step.unscaled_weight_grads or step.scale is None else float(step.scale)
+            scaled = step.scale is not None and not step.unscaled_weight_grads and forward.arena.histograms
+            unit = float(step.scale or 1.0) if scaled else 1.0
             sites, rows = together.read_gradients(forward.arena, gradients, unit)
             forward.weight_grads.update(zip(sites, rows, strict=True))
 

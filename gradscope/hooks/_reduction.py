@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gradscope.hooks._lattice import CHUNK
+from gradscope.hooks._lattice import CHUNK, chunks_of
 from gradscope.hooks._rows import NOT_COUNTED, WIDTH, Row, merged
 
 ENTRIES_PER_PIECE = 1 << 18
@@ -42,8 +42,17 @@ def pieces(x: Tensor, minus: Tensor | None = None) -> Iterator[tuple[Tensor, Ten
 
 def sample_of(x: Tensor, stride: int, offset: int) -> Tensor:
     """The chunks of a flat tensor that a lattice takes, one after another."""
-    whole = x[: x.numel() // CHUNK * CHUNK].view(-1, CHUNK)
-    return whole[offset::stride].reshape(-1)
+    x = _readable(x)
+    numbers, whole = chunks_of(x.numel(), stride, offset), x.numel() // CHUNK
+    chunks, rest = x[: whole * CHUNK].view(-1, CHUNK), x[whole * CHUNK :]
+    if numbers[-1] < whole:
+        return chunks[torch.from_numpy(numbers)].view(-1)
+    return torch.cat((chunks[torch.from_numpy(numbers[:-1])].view(-1), rest))
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The same in float32 where it has one byte an entry, of which torch finds no extremes."""
+    return x.float() if x.element_size() == 1 else x
 
 
 class _Scratch(threading.local):
@@ -102,7 +111,7 @@ def reduce_on_cpu(x: Tensor, minus: Tensor | None, row: Row) -> None:
 
 def estimate_on_cpu(x: Tensor, minus: Tensor | None, row: Row, stride: int, offset: int) -> None:
     """The same, `mean`, `m2` and `zeros` estimated from the chunks of a lattice; the rest is of all entries."""
-    wide = x if minus is None else x.double() - minus
+    wide = _readable(x) if minus is None else x.double() - minus.double()
     low, high = float(wide.amin()), float(wide.amax())
     if not (math.isfinite(low) and math.isfinite(high)):
         reduce_on_cpu(x, minus, row)

@@ -34,6 +34,9 @@ class Schedule(Protocol):
     def began(self, number: int) -> None:
         """The step of this number begins now."""
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do what is a part of recording, and lies within a step that is not recorded."""
+
     def proposal(self) -> int:
         """Every how many steps this rank would record one; 0 where there is nothing to agree on."""
 
@@ -56,6 +59,10 @@ class Each:
     def began(self, number: int) -> None:
         """It makes no difference when."""
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """It makes no difference what it takes."""
+        work()
+
     def proposal(self) -> int:
         """Nothing to agree on: all ranks were given the same."""
         return 0
@@ -67,9 +74,9 @@ class Each:
 class Budget:
     """As often as recording keeps to its share of the time: the first 20 steps, then each k-th.
 
-    What a recorded step costs is the difference of the medians of the latest steps with and without; k is the smallest
-    number for which that, with two standard errors, is at most the budget. At least every other step is left alone: it
-    tells what a step costs without us.
+    What a recorded step costs is the difference of the medians of the latest steps with and without, and what was done
+    for it aside; k is the smallest number for which that, with two standard errors, is at most the budget. At least
+    every other step is left alone: it tells what a step costs without us.
 
     With several ranks, the step after a recorded one pays for the merge. It counts as a part of what that has cost, so
     at least two steps of three are left alone.
@@ -88,6 +95,9 @@ class Budget:
         self._together = together
         self._least = 3 if together else 2
         self._next: float = FIRST + _ALONE
+        self._aside = self._aside_before = 0.0
+        """Seconds of work for the next recorded step: within the present step, and before it."""
+        self._switching: deque[float] = deque(maxlen=_LATEST)
         self._unmerged: float | None = None
         """How long the latest recorded step took, whose merge follows in the next."""
         self._taken: deque[int] = deque(maxlen=64)
@@ -104,10 +114,13 @@ class Budget:
         now = self._clock()
         if self._latest is not None and self._latest[0] >= _WARM:
             before, began = self._latest
-            self._lasted(before, now - began, followed_by=number)
+            self._lasted(before, now - began - self._aside, followed_by=number)
         self._latest = number, now
+        self._aside, self._aside_before = 0.0, self._aside_before + self._aside
         if number >= self._next:
             self._taken.append(number)
+            self._switching.append(self._aside_before)
+            self._aside_before = 0.0
             self._next = math.inf if self._together else number + self.interval()
 
     def _lasted(self, number: int, duration: float, *, followed_by: int) -> None:
@@ -121,6 +134,12 @@ class Budget:
             self._unmerged = duration
         else:
             self._with.append(duration)
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do what is a part of recording, and lies within a step that is not recorded."""
+        began = self._clock()
+        work()
+        self._aside += self._clock() - began
 
     def proposal(self) -> int:
         """The interval that this rank would choose by itself."""
@@ -137,6 +156,7 @@ class Budget:
             return _ALONE
         alone = median(self._without)
         cost = median(self._with) - alone + 2 * math.hypot(_error(self._with), _error(self._without))
+        cost += median(self._switching) if self._switching else 0.0
         if alone <= 0 or cost <= 0:
             return self._least
         return min(max(math.ceil(cost / (self._budget * alone) - 1e-6), self._least), _LONGEST)

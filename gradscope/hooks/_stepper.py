@@ -62,7 +62,7 @@ class Stepper:
         self.after_end: Callable[[], None] = lambda: None
         """A step has ended, and the next may begin."""
         self.missed_calls: Callable[[], bool] = lambda: False
-        """Whether parts of the model may have been called unseen; from then on they are seen."""
+        """An optimizer has stepped without a pass: whether parts of the model may have been called unseen."""
         self.in_step = True
         """Whether steps may be written between two forward passes: ranks write together, where all of them are."""
         self._parameters = parameters
@@ -117,6 +117,10 @@ class Stepper:
     def open_step(self) -> Step | None:
         """The step in progress."""
         return self._open
+
+    def aside(self, work: Callable[[], None]) -> None:
+        """Do what is a part of recording, and lies within a step that is not recorded."""
+        self._schedule.aside(work)
 
     def observes_next(self) -> bool:
         """Whether a forward that began now would be observed."""
@@ -379,8 +383,12 @@ class Stepper:
     def _scale(self) -> Tensor | float | None:
         if self._scaler is None or not self._scaler.is_enabled():
             return None
-        on_device = getattr(self._scaler, "_scale", None)  # read at the end of the step, without a synchronization
-        return on_device.clone() if isinstance(on_device, Tensor) else float(self._scaler.get_scale())
+        scale = getattr(self._scaler, "_scale", None)
+        if not isinstance(scale, Tensor):
+            return float(self._scaler.get_scale())
+        if scale.is_cpu:
+            return float(scale.numpy())  # no operation of torch
+        return scale.clone()  # read at the end of the step, without a synchronization
 
     def _scale_fell(self, step: Step) -> bool:
         return step.scale is not None and self._scaler.get_scale() < float(step.scale)

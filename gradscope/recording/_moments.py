@@ -108,7 +108,7 @@ class Moments:
     def __len__(self) -> int:
         return len(self.count)
 
-    def take(self, rows: ArrayLike) -> Moments:
+    def take(self, rows: ArrayLike | slice) -> Moments:
         """The given rows (indices, a slice or a mask), in that order."""
         index = rows if isinstance(rows, slice) else np.asarray(rows)
         return Moments(*(getattr(self, name)[index] for name in COLUMNS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,9 +119,9 @@ _Content = tuple[list[int], list[str], list[Any]]
 
 
 def _content(tables: list[dict[str, Any]]) -> _Content:
-    """How many entries each table has; the names and the entries of all tables."""
-    entries = chain.from_iterable(map(dict.values, tables))
-    return list(map(len, tables)), list(chain.from_iterable(tables)), list(entries)
+    """How many entries each table has; the names and the entries of all tables. (A ScriptModule's are no dicts.)"""
+    names, entries = map(methodcaller("keys"), tables), map(methodcaller("values"), tables)
+    return list(map(len, tables)), list(chain.from_iterable(names)), list(chain.from_iterable(entries))
 
 
 def _alike(now: _Content, before: _Content) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -81,14 +82,19 @@ def reduce(x: Tensor) -> NDArray[np.float64]:
 
 
 def run(
-    tensors: list[Tensor], *, minus: list[Tensor] | None = None, copy: list[Tensor] | None = None, threads: int = 1
+    tensors: list[Tensor],
+    *,
+    minus: list[Tensor] | None = None,
+    copy: list[Tensor] | None = None,
+    threads: int = 1,
+    histograms: bool = True,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Rows and histograms of several tensors in one call."""
     rows, counts = np.full((len(tensors), 10), 7.0), np.zeros((len(tensors), 64), dtype=np.int64)
     jobs = np.zeros((len(tensors), 12), dtype=np.int64)
     for i, x in enumerate(tensors):
         at = [x.data_ptr(), x.numel(), kernel.CODES[x.dtype]]
-        at += [rows[i].__array_interface__["data"][0], counts[i].__array_interface__["data"][0]]
+        at += [rows[i].__array_interface__["data"][0], counts[i].__array_interface__["data"][0] * histograms]
         at += [minus[i].data_ptr() if minus else 0, copy[i].data_ptr() if copy else 0, 1, 0, 1, 0]
         jobs[i] = [*at, np.float64(1).view(np.int64)]
     native.run(jobs.__array_interface__["data"][0], len(jobs), threads)
@@ -185,6 +191,36 @@ def test_a_difference_is_taken_in_float64_and_a_copy_made_on_the_way(dtype: torc
         agree(rows[0], expected(difference, dtype))
         assert np.array_equal(counts[0], log2_histogram(difference).numpy())
         assert torch.equal(copy.view(torch.uint8), x.view(torch.uint8))
+
+
+def test_a_difference_read_at_once_is_that_in_float64(variant: str) -> None:
+    """Blocks of 2,048 entries are read without staging unless something in them is unusual: here are both."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randn(40_011, generator=rng)
+    x = y + 1e-3 * torch.randn(40_011, generator=rng)
+    x[:5000:3] = y[:5000:3]  # equal
+    x[9000:9010], y[9000:9010] = 3e-38, 2.9e-38  # their differences are subnormal
+    x[15_000], y[20_000], x[20_001] = math.nan, math.inf, -math.inf
+    y[25_000:30_000] = x[25_000:30_000] - 0.125  # far from 0 by their spread
+    x[35_000:37_000], y[35_000:37_000] = 3e38, -3e38
+    for first, last in ((0, 40_011), (1, 40_000), (5, 2048), (7, 30), (16_384, 19_000)):
+        taken, given = x[first:last], y[first:last]
+        difference = taken.double() - given.double()
+        (row,), _ = run([taken], minus=[given], histograms=False)
+        agree(row, expected(difference, torch.float32))
+
+
+def test_copies_that_go_past_the_caches_are_whole(variant: str) -> None:
+    tensors = [mixture(size, torch.float32, seed=size) for size in (2_500_003, 17, 64, 1, 40_000)]
+    room = torch.zeros(sum(map(len, tensors)) + 3)
+    copies = list(room[3:].split([len(x) for x in tensors]))  # none of them aligned alike
+    together = run(tensors, copy=copies)[0]
+    assert together.tobytes() == run(tensors)[0].tobytes()
+    for x, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(copy.view(torch.int32), x.view(torch.int32))
+    (row,), _ = run([tensors[0]], minus=[copies[0]], copy=[copies[0]], histograms=False)
+    finite = int(torch.isfinite(tensors[0]).sum())
+    assert (row[0] - row[6] - row[7], row[1], row[2], row[5]) == (finite, 0.0, 0.0, finite)
 
 
 def reduce_strided(tensor: Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@
 #include "_native_avx512.h"
 #endif
 
-enum { VARIANTS = 3, WORDS = 12, WORTH_RELEASING = 1 << 14, FEW = 8 };
+enum { VARIANTS = 3, WORDS = 12, WORTH_RELEASING = 1 << 14, FEW = 8, MORE_THAN_CACHES = 1 << 23 };
 
 static const Kernels *available[VARIANTS], *in_use;
 static int variants;
@@ -149,7 +149,7 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
     if (!arguments("run", given, 3, 3)) return NULL;
     const int64_t *table = pointer(args[0]);
-    int64_t count = integer(args[1]), threads = integer(args[2]), entries = 0;
+    int64_t count = integer(args[1]), threads = integer(args[2]), entries = 0, copied = 0;
     if (PyErr_Occurred()) return NULL;
     if (count < 0) return PyErr_Format(PyExc_ValueError, "jobs is %lld; it must be 0 or more", (long long)count);
     if ((!table && count) || !aligned(table, 8)) {
@@ -165,7 +165,9 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t given) {
             return NULL;
         }
         entries += jobs[i].entries;
+        copied += jobs[i].copy ? jobs[i].entries * SIZE_OF[jobs[i].dtype] : 0;
     }
+    for (int64_t i = 0; i < count; i++) jobs[i].past_caches = copied >= MORE_THAN_CACHES;
     read_jobs(jobs, count, entries, small_integer(threads));
     if (jobs != few) PyMem_Free(jobs);
     Py_RETURN_NONE;

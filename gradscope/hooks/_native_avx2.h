@@ -65,6 +65,49 @@ TARGET static void sums32_avx2(const float *x, int64_t n, float shift, float tin
     }
 }
 
+TARGET static void difference_avx2(const float *x, const float *y, int64_t n, Sums *sums) {
+    const __m256i no_sign = _mm256_set1_epi32(INT32_MAX), limit = _mm256_set1_epi32((int32_t)bits32(MAYBE_SUBNORMAL));
+    __m256d first[2], second[2], lowest[2], highest[2];
+    __m256 subnormal = _mm256_setzero_ps();
+    int64_t small = 0;
+    for (int k = 0; k < 2; k++) {
+        first[k] = second[k] = _mm256_setzero_pd();
+        lowest[k] = _mm256_set1_pd(INFINITY);
+        highest[k] = _mm256_set1_pd(-INFINITY);
+    }
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const float *p = x + i, *q = y + i;
+        if (i % 16 == 0) {
+            ask_ahead(p, LINE);
+            ask_ahead(q, LINE);
+        }
+        __m256 v = _mm256_loadu_ps(p), differ = _mm256_cmp_ps(v, _mm256_loadu_ps(q), _CMP_NEQ_UQ);
+        __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(v), no_sign);
+        small += 8 - __builtin_popcount((unsigned)_mm256_movemask_ps(differ));
+        __m256 near_zero = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, magnitude));
+        subnormal = _mm256_or_ps(subnormal, _mm256_and_ps(near_zero, differ));
+        for (int k = 0; k < 2; k++) {
+            __m256d d = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * k)), _mm256_cvtps_pd(_mm_loadu_ps(q + 4 * k)));
+            first[k] = _mm256_add_pd(first[k], d);
+            second[k] = _mm256_fmadd_pd(d, d, second[k]);
+            lowest[k] = _mm256_min_pd(d, lowest[k]);
+            highest[k] = _mm256_max_pd(d, highest[k]);
+        }
+    }
+    double low[4], high[4];
+    _mm256_storeu_pd(low, _mm256_min_pd(lowest[0], lowest[1]));
+    _mm256_storeu_pd(high, _mm256_max_pd(highest[0], highest[1]));
+    *sums = (Sums){0, 0, INFINITY, -INFINITY, small, _mm256_movemask_ps(subnormal) != 0};
+    sums->first = sum_avx2(_mm256_add_pd(first[0], first[1]));
+    sums->second = sum_avx2(_mm256_add_pd(second[0], second[1]));
+    for (int k = 0; k < 4; k++) {
+        sums->lowest = low[k] < sums->lowest ? low[k] : sums->lowest;
+        sums->highest = high[k] > sums->highest ? high[k] : sums->highest;
+    }
+    rest_difference(x + i, y + i, n - i, sums);
+}
+
 TARGET static inline void add_sums64_avx2(const double *x, int64_t n, double shift, double tiny, int shifted, Sums *sums) {
     const __m256d about = _mm256_set1_pd(shift), no_sign = _mm256_castsi256_pd(_mm256_set1_epi64x(INT64_MAX));
     const __m256d limit = _mm256_set1_pd(tiny);
@@ -132,8 +175,8 @@ TARGET static void octaves64_avx2(const double *x, int64_t n, double unit, float
 }
 
 static const Kernels AVX2 = {
-    "avx2",            sums32_avx2,  sums64_avx2,  ends32_avx2,       ends64_avx2,    widen_half_avx2,
-    widen_bfloat_avx2, minus32_avx2, minus64_avx2, histogram_generic, octaves32_avx2, octaves64_avx2,
+    "avx2",          sums32_avx2,       sums64_avx2,  difference_avx2, ends32_avx2,       ends64_avx2,
+    widen_half_avx2, widen_bfloat_avx2, minus32_avx2, minus64_avx2,    histogram_generic, octaves32_avx2, octaves64_avx2,
 };
 
 #undef TARGET

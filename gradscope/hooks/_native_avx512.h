@@ -100,6 +100,46 @@ TARGET static void sums64_avx512(const double *x, int64_t n, double shift, doubl
     }
 }
 
+TARGET static void difference_avx512(const float *x, const float *y, int64_t n, Sums *sums) {
+    const __m512i limit = _mm512_set1_epi32((int32_t)(2 * bits32(MAYBE_SUBNORMAL)));
+    __m512d first[4], second[4], lowest[2], highest[2];
+    __mmask16 subnormal = 0;
+    int64_t small = 0;
+    for (int j = 0; j < 4; j++) first[j] = second[j] = _mm512_setzero_pd();
+    for (int j = 0; j < 2; j++) {
+        lowest[j] = _mm512_set1_pd(INFINITY);
+        highest[j] = _mm512_set1_pd(-INFINITY);
+    }
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        for (int j = 0; j < 2; j++) {
+            const float *p = x + i + 16 * j, *q = y + i + 16 * j;
+            ask_ahead(p, LINE);
+            ask_ahead(q, LINE);
+            __m512 v = _mm512_loadu_ps(p);
+            __m512i bits = _mm512_castps_si512(v);
+            __mmask16 differ = _mm512_cmp_ps_mask(v, _mm512_loadu_ps(q), _CMP_NEQ_UQ);
+            small += 16 - __builtin_popcount(differ);
+            subnormal |= _mm512_mask_cmplt_epu32_mask(differ, _mm512_add_epi32(bits, bits), limit);
+            for (int k = 0; k < 2; k++) {
+                __m512d d = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * k)), _mm512_cvtps_pd(_mm256_loadu_ps(q + 8 * k)));
+                first[2 * j + k] = _mm512_add_pd(first[2 * j + k], d);
+                second[2 * j + k] = _mm512_fmadd_pd(d, d, second[2 * j + k]);
+                lowest[k] = _mm512_min_pd(d, lowest[k]);
+                highest[k] = _mm512_max_pd(d, highest[k]);
+            }
+        }
+    }
+    sums->first = _mm512_reduce_add_pd(_mm512_add_pd(_mm512_add_pd(first[0], first[1]), _mm512_add_pd(first[2], first[3])));
+    sums->second =
+        _mm512_reduce_add_pd(_mm512_add_pd(_mm512_add_pd(second[0], second[1]), _mm512_add_pd(second[2], second[3])));
+    sums->lowest = _mm512_reduce_min_pd(_mm512_min_pd(lowest[0], lowest[1]));
+    sums->highest = _mm512_reduce_max_pd(_mm512_max_pd(highest[0], highest[1]));
+    sums->small = small;
+    sums->subnormal = subnormal != 0;
+    rest_difference(x + i, y + i, n - i, sums);
+}
+
 TARGET static void widen_half_avx512(const uint16_t *x, int64_t n, float *wide) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
@@ -265,8 +305,8 @@ TARGET static void histogram_avx512(const float *x, int64_t n, int64_t *counts) 
 }
 
 static const Kernels AVX512 = {
-    "avx512",            sums32_avx512,  sums64_avx512,  ends32_avx512,     ends64_avx512,    widen_half_avx512,
-    widen_bfloat_avx512, minus32_avx512, minus64_avx512, histogram_avx512, octaves32_avx512, octaves64_avx512,
+    "avx512",          sums32_avx512,       sums64_avx512,  difference_avx512, ends32_avx512,       ends64_avx512,
+    widen_half_avx512, widen_bfloat_avx512, minus32_avx512, minus64_avx512,    histogram_avx512, octaves32_avx512, octaves64_avx512,
 };
 
 #undef TARGET

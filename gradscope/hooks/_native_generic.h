@@ -75,6 +75,38 @@ static void sums64_generic(const double *x, int64_t n, double shift, double tiny
     rest64(x + i, n - i, shift, tiny, sums);
 }
 
+static void difference_generic(const float *x, const float *y, int64_t n, Sums *sums) {
+    double first[LANES] = {0}, second[LANES] = {0}, lowest[LANES], highest[LANES];
+    int32_t same[LANES] = {0}, subnormal[LANES] = {0};
+    for (int j = 0; j < LANES; j++) {
+        lowest[j] = INFINITY;
+        highest[j] = -INFINITY;
+    }
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            double d = (double)x[i + j] - (double)y[i + j];
+            first[j] += d;
+            second[j] += d * d;
+            lowest[j] = d < lowest[j] ? d : lowest[j];
+            highest[j] = d > highest[j] ? d : highest[j];
+            int32_t is_same = x[i + j] == y[i + j];
+            same[j] += is_same;
+            subnormal[j] |= (fabsf(x[i + j]) < MAYBE_SUBNORMAL) & !is_same;
+        }
+    }
+    *sums = (Sums){0, 0, INFINITY, -INFINITY, 0, 0};
+    for (int j = 0; j < LANES; j++) {
+        sums->first += first[j];
+        sums->second += second[j];
+        sums->lowest = lowest[j] < sums->lowest ? lowest[j] : sums->lowest;
+        sums->highest = highest[j] > sums->highest ? highest[j] : sums->highest;
+        sums->small += same[j];
+        sums->subnormal |= subnormal[j] != 0;
+    }
+    rest_difference(x + i, y + i, n - i, sums);
+}
+
 /* float16's exponent bits put where float32's are, and the difference of the two biases made up by a product, which
    makes subnormal numbers normal ones. */
 static void widen_half_generic(const uint16_t *restrict x, int64_t n, float *restrict wide) {
@@ -97,8 +129,8 @@ static void octaves64_generic(const double *x, int64_t n, double unit, float *oc
 }
 
 static const Kernels GENERIC = {
-    "generic",        sums32_generic,  sums64_generic,  ends32_generic,    ends64_generic,    widen_half_generic,
-    widen_bfloat_generic, minus32_generic, minus64_generic, histogram_generic, octaves32_generic, octaves64_generic,
+    "generic",          sums32_generic,       sums64_generic,  difference_generic, ends32_generic,       ends64_generic,
+    widen_half_generic, widen_bfloat_generic, minus32_generic, minus64_generic,    histogram_generic, octaves32_generic, octaves64_generic,
 };
 
 #undef TARGET

@@ -36,10 +36,15 @@ typedef struct {
     int nonfinite;
 } Ends;
 
+/* `difference` gives the sums of x − y in float64 without a shift, entries that are equal as `small`; `subnormal` says
+   whether a difference other than 0 may be below 2^-126: that needs an x below this. */
+static const float MAYBE_SUBNORMAL = 0x1p-101f;
+
 typedef struct {
     const char *name;
     void (*sums32)(const float *x, int64_t n, float shift, float tiny, Sums *sums);
     void (*sums64)(const double *x, int64_t n, double shift, double tiny, Sums *sums);
+    void (*difference)(const float *x, const float *y, int64_t n, Sums *sums);
     void (*ends32)(const float *x, int64_t n, Ends *ends);
     void (*ends64)(const double *x, int64_t n, Ends *ends);
     void (*widen_half)(const uint16_t *x, int64_t n, float *wide);
@@ -96,6 +101,18 @@ static inline void rest32(const float *x, int64_t n, float shift, float tiny, Su
             sums->small++;
             sums->subnormal |= x[i] != 0;
         }
+    }
+}
+
+static inline void rest_difference(const float *x, const float *y, int64_t n, Sums *sums) {
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)x[i] - (double)y[i];
+        sums->first += d;
+        sums->second += d * d;
+        sums->lowest = d < sums->lowest ? d : sums->lowest;
+        sums->highest = d > sums->highest ? d : sums->highest;
+        sums->small += x[i] == y[i];
+        sums->subnormal |= fabsf(x[i]) < MAYBE_SUBNORMAL && x[i] != y[i];
     }
 }
 

@@ -8,6 +8,10 @@
 
 #include "_native_block.h"
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 enum { BLOCK = 8192, SEGMENT = 1 << 17, DIMENSIONS = 64, COLUMNS = 10 };
 enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16, DTYPES };
 
@@ -33,6 +37,7 @@ typedef struct {
     int64_t *histogram; /* or NULL */
     const char *minus;  /* or NULL; as the entries in order */
     char *copy;         /* or NULL; likewise */
+    int past_caches;    /* the copy is written to memory at once: it is part of more than the caches hold */
     Lattice moments, counts;
     double unit;
 } Job;
@@ -67,6 +72,22 @@ typedef struct {
 static const uint64_t GOLDEN = 0x9E3779B97F4A7C15; /* 2^64/1.618… */
 
 static int aligned(const void *address, int64_t size) { return (uintptr_t)address % (uintptr_t)size == 0; }
+
+/* Copies to where nobody reads soon. Written past the caches, memory is not read first, and what they hold stays. */
+static void copy_out(const Job *job, char *to, const char *from, int64_t bytes) {
+    int64_t done = 0;
+#if defined(__x86_64__)
+    if (job->past_caches && aligned(to, 16)) {
+        for (; done + 64 <= bytes; done += 64) {
+            for (int64_t at = done; at < done + 64; at += 16) {
+                _mm_stream_si128((__m128i *)(void *)(to + at), _mm_loadu_si128((const __m128i *)(const void *)(from + at)));
+            }
+        }
+        _mm_sfence(); /* before another thread is told that it is there */
+    }
+#endif
+    memcpy(to + done, from + done, (size_t)(bytes - done));
+}
 
 static inline void copy_entries(char *to, const char *from, int64_t n, int64_t stride, int64_t size) {
     if (stride == 1) {
@@ -236,10 +257,24 @@ static int sample(Sampler *s, View view, int64_t first) {
     return 0;
 }
 
+/* Adds the moments of x − y at once, where neither has to be staged and none is too unusual; says whether it did. */
+static int add_difference(const Kernels *use, const float *x, const float *y, int64_t n, Moments *total) {
+    Sums sums;
+    use->difference(x, y, n, &sums);
+    if (!isfinite(sums.second) || sums.subnormal || far_off(&sums, (double)n)) return 0;
+    Moments m = NOTHING;
+    take_sums(&m, &sums, (double)n, 0);
+    m.zeros = sums.small;
+    merge(total, &m);
+    return 1;
+}
+
 /* Reads the segment from entry `first` to `last` and adds what it gives to an empty part. */
 static void read_segment(const Kernels *use, const Job *job, int64_t first, int64_t last, Buffers *b, Part *part) {
     int64_t size = SIZE_OF[job->dtype];
     int direct = !job->layout && !job->minus && size >= 4 && aligned(job->address, size);
+    int at_once = job->minus && !job->layout && job->dtype == FLOAT32 && !job->histogram && job->moments.stride == 1 &&
+                  aligned(job->address, size) && aligned(job->minus, size);
     int64_t most = direct ? BLOCK : PIECE;
     double tiny = TINY_OF[job->dtype];
     Sampler moments = {0}, counts = {0};
@@ -249,6 +284,12 @@ static void read_segment(const Kernels *use, const Job *job, int64_t first, int6
     for (int64_t at = first; at < last; at += view.n) {
         int64_t n = last - at < most ? last - at : most;
         const char *raw = raw_entries(job, at, n, b->raw);
+        if (at_once && add_difference(use, (const float *)(const void *)raw,
+                                      (const float *)(const void *)(job->minus + at * size), n, &part->all)) {
+            view.n = n;
+            if (job->copy) copy_out(job, job->copy + at * size, raw, n * size);
+            continue;
+        }
         view = view_of(use, job, raw, at, n, b);
         if (job->moments.stride == 1) {
             add_moments(use, view, tiny, &part->all);
@@ -260,7 +301,7 @@ static void read_segment(const Kernels *use, const Job *job, int64_t first, int6
                 moments.held = 0;
             }
         }
-        if (job->copy) memcpy(job->copy + at * size, raw, (size_t)(n * size)); /* may be where `minus` was read */
+        if (job->copy) copy_out(job, job->copy + at * size, raw, n * size); /* may be where `minus` was read */
         if (!job->histogram) continue;
         if (job->counts.stride == 1) {
             add_counts(use, view, job->unit, b, part->counts);

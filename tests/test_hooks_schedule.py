@@ -98,6 +98,12 @@ def test_what_is_done_for_a_recorded_step_within_others_is_in_the_budget(switch:
     assert (spent + later * cost) / (0.01 * run.step) >= 0.4 * min(0.02, (2 * switch + cost) / 0.01 / 2)
 
 
+def test_steps_that_cost_more_between_others_than_the_first_ones_did_are_in_the_budget() -> None:
+    run = Run(0.02)
+    run.go(400, lambda _: 0.01, lambda step: 0.001 if step < FIRST else 0.002)
+    assert run.recorded[FIRST:] == [30, 35, *range(45, 400, 10)]  # what step 30 costs is known when 35 is taken
+
+
 class Together(Run):
     """One of several ranks: in the step after a recorded one it merges, and learns of the interval of all."""
 

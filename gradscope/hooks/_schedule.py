@@ -22,6 +22,8 @@ _WARM = 3
 """First steps whose durations say little: sites are met, memory is taken."""
 _LATEST = 31
 """Durations of each kind that count."""
+_ENOUGH = 5
+"""Recorded steps between others, from which on the first steps say nothing more of what one costs."""
 _LONGEST = 10_000
 
 
@@ -76,7 +78,8 @@ class Budget:
 
     What a recorded step costs is the difference of the medians of the latest steps with and without, and what was done
     for it aside; k is the smallest number for which that, with two standard errors, is at most the budget. At least
-    every other step is left alone: it tells what a step costs without us.
+    every other step is left alone: it tells what a step costs without us. (The first ones, one after another, find code
+    and memory in the caches: a later one costs more.)
 
     With several ranks, the step after a recorded one pays for the merge. It counts as a part of what that has cost, so
     at least two steps of three are left alone.
@@ -102,6 +105,7 @@ class Budget:
         """How long the latest recorded step took, whose merge follows in the next."""
         self._taken: deque[int] = deque(maxlen=64)
         self._latest: tuple[int, float] | None = None
+        self._first: deque[float] = deque(maxlen=_LATEST)
         self._with: deque[float] = deque(maxlen=_LATEST)
         self._without: deque[float] = deque(maxlen=_LATEST)
 
@@ -132,6 +136,8 @@ class Budget:
             self._without.append(duration)
         elif self._together and not self.due(followed_by):
             self._unmerged = duration
+        elif number < FIRST:
+            self._first.append(duration)
         else:
             self._with.append(duration)
 
@@ -152,10 +158,12 @@ class Budget:
 
     def interval(self) -> int:
         """Every how many steps one may be recorded, by what has been measured so far."""
-        if not self._with or not self._without:
+        known = self._with if len(self._with) >= _ENOUGH else self._first
+        if not known or not self._without:
             return _ALONE
         alone = median(self._without)
-        cost = median(self._with) - alone + 2 * math.hypot(_error(self._with), _error(self._without))
+        recorded = max(median(durations) for durations in (known, self._with) if durations)
+        cost = recorded - alone + 2 * math.hypot(_error(known), _error(self._without))
         cost += median(self._switching) if self._switching else 0.0
         if alone <= 0 or cost <= 0:
             return self._least

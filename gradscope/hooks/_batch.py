@@ -110,6 +110,19 @@ class Batch:
         found: list[int] = numbers.tolist()
         return found
 
+    def some_entries(self, tensors: Sequence[Tensor], places: Sequence[int]) -> NDArray[np.float64]:
+        """Up to eight entries of each tensor, from its beginning to its end, `(tensors, 8)`; 0 where it has fewer."""
+        found = np.zeros((len(tensors), FEW))
+        if native is not None:
+            table = self._jobs[np.asarray(places, dtype=np.int64), _ADDRESS : _CODE + 1]
+            table[:, _ADDRESS] = [tensor.data_ptr() for tensor in tensors]
+            native.some_entries(table.__array_interface__["data"][0], len(table), found.__array_interface__["data"][0])
+            return found
+        for line, tensor in zip(found, tensors, strict=True):
+            few = _in_numpy(tensor)[:: max(1, tensor.numel() // FEW)][:FEW]
+            line[: len(few)] = few
+        return found
+
     def _reduce_one_by_one(
         self,
         arena: Arena,
@@ -130,21 +143,6 @@ class Batch:
             assert row is not None  # only what lies on several ranks may have none
             rows.append(row)
         return rows
-
-
-def some_entries(tensors: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Up to eight entries of each tensor, from its beginning to its end, `(tensors, 8)`; 0 where it has fewer."""
-    found = np.zeros((len(tensors), FEW))
-    if native is not None:
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        entries, codes = [tensor.numel() for tensor in tensors], [CODES[tensor.dtype] for tensor in tensors]
-        table = np.array([addresses, entries, codes], dtype=np.int64).T.copy()
-        native.some_entries(table.__array_interface__["data"][0], len(table), found.__array_interface__["data"][0])
-        return found
-    for line, tensor in zip(found, tensors, strict=True):
-        few = _in_numpy(tensor)[:: max(1, tensor.numel() // FEW)][:FEW]
-        line[: len(few)] = few
-    return found
 
 
 def _in_numpy(tensor: Tensor) -> NDArray[np.generic]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.hooks._batch import Batch, Room, some_entries
+from gradscope.hooks._batch import Batch, Room
 from gradscope.hooks._clipping import Few
 from gradscope.hooks._moments import Arena
 from gradscope.hooks._parameter_list import Watched
@@ -149,7 +149,7 @@ class Together:
         """Up to eight entries of each gradient, beside those that were read before."""
         if few is None or few.of is not self:
             few = Few(self, len(self.watched))
-        few.put(gradients.places, some_entries(gradients.tensors))
+        few.put(gradients.places, self._batch.some_entries(gradients.tensors, gradients.places))
         return few
 
 

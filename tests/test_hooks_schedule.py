@@ -187,6 +187,8 @@ def test_auto_records_the_first_twenty_steps_and_then_by_the_clock(monkeypatch: 
     ("given", "sentence"),
     [
         ({"every": "often"}, "every is 'often'; None, 'auto' or a whole number from 1 is allowed"),
+        ({"every": "atuo"}, "None, 'auto' or a whole number from 1 is allowed; did you mean 'auto'?"),
+        ({"histograms": "smaple"}, "True, False or 'sample' is allowed; did you mean 'sample'?"),
         ({"budget": 0}, r"budget is 0; a share of the training time in \(0, 1\] is allowed"),
         ({"budget": "2%"}, r"budget is '2%'; a share of the training time in \(0, 1\] is allowed"),
         ({"mode": "sampled"}, "mode is 'sampled'; 'exact' or 'sample' is allowed; did you mean 'sample'?"),

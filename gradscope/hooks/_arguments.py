@@ -51,11 +51,13 @@ def check(given: Arguments) -> None:
             )
     every = given.every
     if every not in (None, "auto") and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"every is {every!r}; None, 'auto' or a whole number from 1 is allowed")
+        nearest = _nearest(every, ("auto",)) if isinstance(every, str) else ""
+        raise ValueError(f"every is {every!r}; None, 'auto' or a whole number from 1 is allowed{nearest}")
     if given.mode not in MODES:
         raise ValueError(f"mode is {given.mode!r}; 'exact' or 'sample' is allowed{_nearest(given.mode, MODES)}")
     if given.histograms not in (False, True, "sample"):
-        raise ValueError(f"histograms is {given.histograms!r}; True, False or 'sample' is allowed")
+        nearest = _nearest(given.histograms, ("sample",)) if isinstance(given.histograms, str) else ""
+        raise ValueError(f"histograms is {given.histograms!r}; True, False or 'sample' is allowed{nearest}")
     if isinstance(given.budget, bool) or not isinstance(given.budget, (int, float)) or not 0 < given.budget <= 1:
         raise ValueError(f"budget is {given.budget!r}; a share of the training time in (0, 1] is allowed")
     if isinstance(given.signals, str) or not given.signals:

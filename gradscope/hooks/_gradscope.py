@@ -86,8 +86,8 @@ class GradScope:
         log: path of the recording file; without it the recording lives in a temporary database.
         loggers: must be empty in this version.
         mode: "exact" reads every entry; "sample" estimates mean, std, zeros, subnormals and histogram of larger tensors
-            from about 4,096 entries, others at each step. min, max, NaN and infinity are exact in both. On an
-            accelerator nothing is sampled.
+            from about 4,096 entries, others at each step, unless a few entries make most of the tensor. min, max, NaN
+            and infinity are exact in both. On an accelerator nothing is sampled.
         budget: the share of the training time that recording may take where `every="auto"`, in (0, 1]. Of several
             ranks, that for which it costs most decides for all.
         functional: make functional activations (`F.relu`, `x.sigmoid()`, `scaled_dot_product_attention`) sites too,

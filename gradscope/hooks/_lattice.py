@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 CHUNK = 16
 SAMPLE_ENTRIES = 4096
 """Of tensors with more entries about that many are read. In the first steps of W1 to W4 of `benchmarks.overhead` the
-root mean squares of sampled tensors are off by 0.6 to 1.2 % at the median and by less than 4.3 % in nine of ten; by
-more, even a few times, where few entries hold most of it."""
+root mean squares of sampled tensors are off by 0.6 to 1.2 % at the median and by less than 4.3 % in nine of ten, before
+those are left to an exact reading in which few entries hold most of it."""
+
+FARTHEST = 10.0
+"""How many times the sample's root mean square the largest entry may be: beyond that a few entries, which a sample may
+have missed, make most of the mean square, and all are read. As in our kernel."""
 
 _TURN = 0.6180339887498949
 """A fraction of the stride that visits all offsets evenly, whatever the stride."""

@@ -19,7 +19,8 @@ Sampling reads one chunk of 16 entries in a row of every `s = min(stride, chunks
 number `k·s + (offset + ⌊s·turn⌋) mod s`, where turn is the fraction of k²/1.618…; the last s may give none, and the
 tensor's last chunk may have fewer entries. Of the moments, mean, m2, zeros and subnormals are then the sample's, the
 last three scaled up to all entries; count, min, max, nans and infs are always of all. Of the histogram, the counts are
-then the sample's as they are.
+then the sample's as they are. Where the largest entry is more than 10 times the sample's root mean square, or the
+sample has no finite entry, the moments are of all entries.
 """
 
 from typing import Final

@@ -13,6 +13,11 @@
 #endif
 
 enum { BLOCK = 8192, SEGMENT = 1 << 17, DIMENSIONS = 64, COLUMNS = 10 };
+
+/* A mean square of n entries is off by √((E x⁴/(E x²)² − 1)/n) of itself, and E x⁴ is at most E x² times the largest
+   square: with the largest 10 times the root mean square by a sixth at most for 4,096 entries, mostly by far less. Of
+   normal entries the largest of 10⁹ is 6 times. */
+static const double FARTHEST = 10;
 enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16, DTYPES };
 
 static const int64_t SIZE_OF[DTYPES] = {4, 8, 2, 2};
@@ -335,11 +340,19 @@ static void add_part(Part *total, const Part *part, const Job *job) {
 
 static int64_t scaled_up(int64_t sampled, double share) { return (int64_t)rint((double)sampled * share); }
 
-/* Writes the row, and adds to the histogram. Returns 0 where the sample held no finite entry but the tensor does. */
+/* Whether a sample says what all entries are like: not where it held no finite one, or where its root mean square is so
+   far below the largest entry that a few entries like that, which it may have missed, make most of it. */
+static int is_telling(const Moments *sample, const Moments *all) {
+    if (sample->finite == 0) return 0;
+    double rms = hypot(sample->mean, ldexp(sqrt(sample->m2 / sample->finite), sample->exponent));
+    return fmax(-all->lowest, all->highest) <= FARTHEST * rms;
+}
+
+/* Writes the row, and adds to the histogram. Returns 0 where the sample does not tell what is asked. */
 static int write_row(const Job *job, const Part *part) {
     Moments m = part->all;
     if (job->moments.stride != 1 && m.finite > 0) {
-        if (part->sample.finite == 0) return 0;
+        if (!is_telling(&part->sample, &m)) return 0;
         double share = (double)job->entries / (double)part->sampled;
         m.mean = part->sample.mean;
         m.m2 = part->sample.m2 * (m.finite / part->sample.finite);

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gradscope.hooks._lattice import CHUNK, chunks_of
+from gradscope.hooks._lattice import CHUNK, FARTHEST, chunks_of
 from gradscope.hooks._rows import NOT_COUNTED, WIDTH, Row, merged
 
 ENTRIES_PER_PIECE = 1 << 18
@@ -118,6 +118,9 @@ def estimate_on_cpu(x: Tensor, minus: Tensor | None, row: Row, stride: int, offs
         return
     reduce_on_cpu(sample_of(wide, stride, offset), None, row)
     count, mean, m2, _, _, zeros, _, _, subnormals, scale = row.tolist()
+    if max(-low, high) > FARTHEST * math.hypot(mean, scale * math.sqrt(m2 / count)):
+        reduce_on_cpu(x, minus, row)
+        return
     larger = x.numel() / count
     row[:] = x.numel(), mean, m2 * larger, low, high, round(zeros * larger), 0.0, 0.0, subnormals, scale
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gradscope.hooks import _kernel as kernel
 from gradscope.hooks._histogram import log2_histogram
+from gradscope.hooks._lattice import CHUNK, chunks_of
 from gradscope.hooks._rows import COLUMNS
 
 if kernel.native is None:
@@ -88,14 +89,15 @@ def run(
     copy: list[Tensor] | None = None,
     threads: int = 1,
     histograms: bool = True,
+    lattice: tuple[int, int] = (1, 0),
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Rows and histograms of several tensors in one call."""
+    """Rows and histograms of several tensors in one call; the histograms count the lattice's chunks."""
     rows, counts = np.full((len(tensors), 10), 7.0), np.zeros((len(tensors), 64), dtype=np.int64)
     jobs = np.zeros((len(tensors), 12), dtype=np.int64)
     for i, x in enumerate(tensors):
         at = [x.data_ptr(), x.numel(), kernel.CODES[x.dtype]]
         at += [rows[i].__array_interface__["data"][0], counts[i].__array_interface__["data"][0] * histograms]
-        at += [minus[i].data_ptr() if minus else 0, copy[i].data_ptr() if copy else 0, 1, 0, 1, 0]
+        at += [minus[i].data_ptr() if minus else 0, copy[i].data_ptr() if copy else 0, 1, 0, *lattice]
         jobs[i] = [*at, np.float64(1).view(np.int64)]
     native.run(jobs.__array_interface__["data"][0], len(jobs), threads)
     return rows, counts
@@ -208,6 +210,11 @@ def test_a_difference_read_at_once_is_that_in_float64(variant: str) -> None:
         difference = taken.double() - given.double()
         (row,), _ = run([taken], minus=[given], histograms=False)
         agree(row, expected(difference, torch.float32))
+        (row_too,), (counts,) = run([taken], minus=[given], lattice=(3, 1))
+        assert row_too.tobytes() == row.tobytes()
+        chunks = chunks_of(last - first, 3, 1)
+        read = np.unique((chunks[:, None] * CHUNK + np.arange(CHUNK)).clip(max=last - first - 1))
+        assert np.array_equal(counts, log2_histogram(difference[read]).numpy())
 
 
 def test_copies_that_go_past_the_caches_are_whole(variant: str) -> None:

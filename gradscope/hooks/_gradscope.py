@@ -198,8 +198,8 @@ class GradScope:
             averaged_over=1 if ranks is None else ranks.averaged_over,
         )
         self._stepper.after_last_write = self._observer.end_step
-        self._stepper.after_end = self._observer.prepare
-        self._stepper.missed_calls = self._observer.missed_calls
+        self._stepper.after_end = self._observer.resting.step_ended
+        self._stepper.missed_calls = self._observer.resting.missed_calls
         self._stepper.in_step = ranks is None
         self._handles = hook_optimizers(optimizers, self._observer, self._stepper)
         self._open = True

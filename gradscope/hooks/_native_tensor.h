@@ -60,9 +60,9 @@ typedef struct {
     _Alignas(64) double difference[PIECE], moments[PIECE], counts[PIECE];
 } Buffers;
 
-/* Entries as the kernels take them: one of both. */
+/* Entries as the kernels take them: narrow, or wide, or narrow ones and others that nobody has subtracted yet. */
 typedef struct {
-    const float *narrow;
+    const float *narrow, *minus;
     const double *wide;
     int64_t n;
 } View;
@@ -149,7 +149,7 @@ static const float *widened(const Kernels *use, int dtype, const void *x, int64_
 }
 
 static View view_of(const Kernels *use, const Job *job, const char *raw, int64_t first, int64_t n, Buffers *b) {
-    View view = {NULL, NULL, n};
+    View view = {.n = n};
     int64_t size = SIZE_OF[job->dtype];
     const char *minus = job->minus;
     if (minus) {
@@ -236,9 +236,10 @@ static Sampler sampler(Lattice lattice, int64_t entries, int64_t first, double *
     return (Sampler){stride, offset, window, chunk_of(window, stride, offset), (char *)buffer, 0};
 }
 
+/* A view like that one of what a sampler holds; differences it holds are wide. */
 static View sample_of(const Sampler *s, View view) {
-    View held = {NULL, NULL, s->held};
-    if (view.narrow) {
+    View held = {.n = s->held};
+    if (view.narrow && !view.minus) {
         held.narrow = (const float *)(const void *)s->buffer;
     } else {
         held.wide = (const double *)(const void *)s->buffer;
@@ -247,11 +248,13 @@ static View sample_of(const Sampler *s, View view) {
 }
 
 /* Takes chunks of the view, whose first entry is number `first`, until the buffer is full; says whether it is. */
-static int sample(Sampler *s, View view, int64_t first) {
+static int sample(const Kernels *use, Sampler *s, View view, int64_t first) {
     while (s->next * CHUNK < first + view.n) {
         int64_t at = s->next * CHUNK - first, n = view.n - at < CHUNK ? view.n - at : CHUNK;
         if (s->held + n > PIECE) return 1;
-        if (view.narrow) {
+        if (view.minus) {
+            use->minus32(view.narrow + at, view.minus + at, n, (double *)(void *)s->buffer + s->held);
+        } else if (view.narrow) {
             memcpy((float *)(void *)s->buffer + s->held, view.narrow + at, (size_t)n * sizeof(float));
         } else {
             memcpy((double *)(void *)s->buffer + s->held, view.wide + at, (size_t)n * sizeof(double));
@@ -262,13 +265,13 @@ static int sample(Sampler *s, View view, int64_t first) {
     return 0;
 }
 
-/* Adds the moments of x − y at once, where neither has to be staged and none is too unusual; says whether it did. */
-static int add_difference(const Kernels *use, const float *x, const float *y, int64_t n, Moments *total) {
+/* Adds the moments of a view whose difference nobody has taken; says whether it could: not where one is too unusual. */
+static int add_difference(const Kernels *use, View view, Moments *total) {
     Sums sums;
-    use->difference(x, y, n, &sums);
-    if (!isfinite(sums.second) || sums.subnormal || far_off(&sums, (double)n)) return 0;
+    use->difference(view.narrow, view.minus, view.n, &sums);
+    if (!isfinite(sums.second) || sums.subnormal || far_off(&sums, (double)view.n)) return 0;
     Moments m = NOTHING;
-    take_sums(&m, &sums, (double)n, 0);
+    take_sums(&m, &sums, (double)view.n, 0);
     m.zeros = sums.small;
     merge(total, &m);
     return 1;
@@ -277,45 +280,41 @@ static int add_difference(const Kernels *use, const float *x, const float *y, in
 /* Reads the segment from entry `first` to `last` and adds what it gives to an empty part. */
 static void read_segment(const Kernels *use, const Job *job, int64_t first, int64_t last, Buffers *b, Part *part) {
     int64_t size = SIZE_OF[job->dtype];
+    int all = job->moments.stride == 1, all_counted = job->histogram && job->counts.stride == 1;
     int direct = !job->layout && !job->minus && size >= 4 && aligned(job->address, size);
-    int at_once = job->minus && !job->layout && job->dtype == FLOAT32 && !job->histogram && job->moments.stride == 1 &&
+    int at_once = job->minus && !job->layout && job->dtype == FLOAT32 && all && !all_counted &&
                   aligned(job->address, size) && aligned(job->minus, size);
     int64_t most = direct ? BLOCK : PIECE;
     double tiny = TINY_OF[job->dtype];
     Sampler moments = {0}, counts = {0};
-    if (job->moments.stride > 1) moments = sampler(job->moments, job->entries, first, b->moments);
+    if (!all) moments = sampler(job->moments, job->entries, first, b->moments);
     if (job->counts.stride > 1) counts = sampler(job->counts, job->entries, first, b->counts);
-    View view = {NULL, NULL, 0};
+    View view = {.n = 0};
     for (int64_t at = first; at < last; at += view.n) {
         int64_t n = last - at < most ? last - at : most;
         const char *raw = raw_entries(job, at, n, b->raw);
-        if (at_once && add_difference(use, (const float *)(const void *)raw,
-                                      (const float *)(const void *)(job->minus + at * size), n, &part->all)) {
-            view.n = n;
-            if (job->copy) copy_out(job, job->copy + at * size, raw, n * size);
-            continue;
-        }
-        view = view_of(use, job, raw, at, n, b);
-        if (job->moments.stride == 1) {
+        if (at_once) view = (View){(const float *)(const void *)raw, (const float *)(const void *)(job->minus + at * size), NULL, n};
+        int done = at_once && add_difference(use, view, &part->all);
+        if (!done) view = view_of(use, job, raw, at, n, b);
+        if (all && !done) {
             add_moments(use, view, tiny, &part->all);
-        } else {
+        } else if (!all) {
             add_ends(use, view, tiny, &part->all);
-            while (sample(&moments, view, at)) {
+            while (sample(use, &moments, view, at)) {
                 add_moments(use, sample_of(&moments, view), tiny, &part->sample);
                 part->sampled += moments.held;
                 moments.held = 0;
             }
         }
-        if (job->copy) copy_out(job, job->copy + at * size, raw, n * size); /* may be where `minus` was read */
-        if (!job->histogram) continue;
-        if (job->counts.stride == 1) {
+        if (all_counted) {
             add_counts(use, view, job->unit, b, part->counts);
-        } else {
-            while (sample(&counts, view, at)) {
+        } else if (job->histogram) {
+            while (sample(use, &counts, view, at)) {
                 add_counts(use, sample_of(&counts, view), job->unit, b, part->counts);
                 counts.held = 0;
             }
         }
+        if (job->copy) copy_out(job, job->copy + at * size, raw, n * size); /* may be where `minus` was read */
     }
     if (moments.held) {
         add_moments(use, sample_of(&moments, view), tiny, &part->sample);

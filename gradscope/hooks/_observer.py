@@ -12,14 +12,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.hooks import _dynamo
 from gradscope.hooks._accumulation import Accumulation
 from gradscope.hooks._attachment import Attachment, Callbacks
+from gradscope.hooks._clock import Clock
 from gradscope.hooks._coverage import Coverage
 from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._functional import FunctionalSites
@@ -27,48 +27,15 @@ from gradscope.hooks._fused import ENCODER_LAYER, FusedPaths, may_take_fused_pat
 from gradscope.hooks._guard import guarded, guarded_call
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
+from gradscope.hooks._resting import Resting
 from gradscope.hooks._signals import Output, Signals
 from gradscope.hooks._sites import INPUT, ROOT, SiteBook
-from gradscope.hooks._step import Forward, Step
+from gradscope.hooks._step import Forward
 from gradscope.hooks._tensors import floating_tensors, in_transform, is_capturing, is_replaying, tensors, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._validation import Validation
 from gradscope.hooks._watch import Current, ModuleWatch, ParameterWatch
 from gradscope.init._operations import activation_of_module
-
-
-class Clock(Protocol):
-    """Who says when a step begins: the scope."""
-
-    def begin_forward(self, root: bool) -> Forward:
-        """A forward pass of a training step starts."""
-
-    def open_step(self) -> Step | None:
-        """The step in progress, None between two steps."""
-
-    @property
-    def began(self) -> bool:
-        """Whether any forward has begun since the scope was made."""
-
-    @property
-    def inside_optimizer(self) -> bool:
-        """A forward now belongs to a closure, which an optimizer calls."""
-
-    def observes_next(self) -> bool:
-        """Whether a forward that began now would be observed."""
-
-    def observes_soon(self, within: int = 1) -> bool:
-        """Whether the step in progress is observed, or one of those after it, so many."""
-
-    def aside(self, work: Callable[[], None]) -> None:
-        """Do what is a part of recording, and lies within a step that is not recorded."""
-
-    @property
-    def tells_when_steps_end(self) -> bool:
-        """An optimizer's hook, or the user, says so, and not only the next forward."""
-
-    def write_what_is_sure(self) -> None:
-        """Nothing is being recorded now: a good moment to write."""
 
 
 class Observer:
@@ -85,6 +52,10 @@ class Observer:
         validation: takes the passes without gradient, None where they are not recorded.
         gradients_settle: parameters' gradients are final only after the backward (ranks average them then).
         averaged_over: how many ranks' losses are averaged to the loss.
+
+    Attributes:
+        detached: no hook is on any more.
+        resting: told where steps end, when hooks may be off.
     """
 
     def __init__(
@@ -116,14 +87,6 @@ class Observer:
         self._trainer: int | None = None
         self._functional = FunctionalSites(self._after_function) if functional else None
         self._now = Current()
-        self._returns_tensors = True
-        """Every pass so far has returned something to hook, which tells of its backward."""
-        self._parts_are_called = False
-        """Some steps call parts of the model, and not the model: no hook on the model itself tells of them."""
-        self._steps_without_a_pass = False
-        """Optimizers step now and then though nothing was called since they last did."""
-        self._wary = 0
-        """So many steps the hooks stay on, to see whether parts of the model are called."""
         self._attached = -1
         """The version of the model whose every module and parameter has its hooks."""
         callbacks = Callbacks(
@@ -137,6 +100,7 @@ class Observer:
             before_module=self._before_module if functional else None,
         )
         self._attachment = Attachment(model, unobserved, callbacks)
+        self.resting = Resting(self._attachment, clock, parameters, allowed=validation is None)
         self._fused = FusedPaths(self, self._attachment, self._fused_ended)
         self._coverage = Coverage(model, book, unobserved, self._attachment)
 
@@ -162,43 +126,6 @@ class Observer:
         self._now.forward = None
         self._accumulation.forget()
         self._segments.forget()
-
-    def _rest(self) -> None:
-        """Take the hooks within the model off, where it is sure that the next step to record will be noticed before it.
-
-        What is compiled reads the hooks when it is compiled; there they cost nothing afterwards.
-        """
-        if (
-            not self._attachment.resting
-            and self._validation is None
-            and self._returns_tensors
-            and not self._parts_are_called
-            and not self._wary
-            and self._clock.tells_when_steps_end
-            and not _dynamo.compiled_anything()
-        ):
-            self._clock.aside(self._attachment.rest)
-            self._parameters.rest(long=not self._clock.observes_soon(_SOON))
-
-    def prepare(self) -> None:
-        """A step has ended: where the next one is recorded, have the hooks on before it begins."""
-        if self._attachment.resting and self._clock.observes_soon():
-            self._clock.aside(self._attachment.wake)
-
-    def missed_calls(self) -> bool:
-        """A step has ended of which no hook has told: whether parts of the model may have been called for it.
-
-        Not while the hooks are on: then the optimizer has stepped twice on the same gradients, and may do so again.
-        Once they may have been called, the hooks are on for some steps, to see whether it is so.
-        """
-        if not self._attachment.resting:
-            self._steps_without_a_pass |= self._clock.began
-            return False
-        if self._steps_without_a_pass:
-            return False
-        self._wary = _SOON
-        self._attachment.wake()
-        return True
 
     def end_step(self) -> None:
         """The step in progress is over, written or left out."""
@@ -253,11 +180,9 @@ class Observer:
         if not self._accumulation.settles and wrapped_by_ddp(module):
             self._coverage.wrapped()
         self._now.forward = None
-        self._wary = max(0, self._wary - 1)
+        self.resting.pass_began(observed=forward.step.observed)
         if not forward.step.observed:
-            self._rest()
             return
-        self._attachment.wake()
         if self._functional is not None:
             self._functional.enter()
         else:
@@ -305,8 +230,7 @@ class Observer:
             return
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
         if not outputs and not self._suppressed:  # only the parameters' hooks will tell of a backward
-            self._returns_tensors = False
-            self._attachment.wake()
+            self.resting.forbid()
         forward.graph = [weakref.ref(self._signals.hook(t, self._backward_reached, forward)) for t in outputs]
         if forward.step.observed:
             if self._attachment.lazy:
@@ -469,7 +393,7 @@ class Observer:
         if not forward.backward:
             forward.backward = True
             if not forward.root and not any(other.root for other in forward.step.forwards):
-                self._parts_are_called = True
+                self.resting.forbid()
             if not forward.root and forward.step.observed:  # nothing told that this forward had ended
                 self._read_weights(forward)
                 self._signals.read_graph(forward, list(forward.layer_nodes.values()))
@@ -505,8 +429,5 @@ def calls_running(module: nn.Module) -> int:
         frame = frame.f_back
     return found
 
-
-_SOON = 20
-"""Steps for which it pays to remember the list of parameters, and for which the hooks stay on where they are missed."""
 
 _CALL = nn.Module._call_impl.__code__

@@ -13,7 +13,7 @@ from gradscope.recording import SIGNALS, Recording
 
 FIVE = "all 5 signals: mean, std, min, max, zeros, non-finite"
 TEN = 10
-"""A block has whole tens of steps, so that what a mode does at each tenth only is in its figure."""
+"""A block of what records each tenth step has whole tens of steps."""
 
 
 def _start(arguments: Mapping[str, Any]) -> Callable[[Workload, Path], Callable[[], Session]]:
@@ -49,7 +49,7 @@ def _facts(recording: Recording) -> dict[str, float]:
 
 
 def _mode(
-    name: str, label: str, records: str, *, period: int = TEN, warm: int = 2, native: bool = True, **arguments: Any
+    name: str, label: str, records: str, *, period: int = 1, warm: int = 2, native: bool = True, **arguments: Any
 ) -> Tool:
     environment = {} if native else {"GRADSCOPE_NATIVE": "0"}
     title = f"GradScope, {label}"
@@ -66,7 +66,7 @@ MODES = (
         histograms="sample",
     ),
     _mode("gradscope-sample", "every step, sampled", f"{FIVE}; mean, std, zeros sampled", every=1, mode="sample"),
-    _mode("gradscope-tenth", "each tenth step", f"{FIVE}; log2 histogram", warm=12, every=10, histograms=True),
+    _mode("gradscope-tenth", "each tenth step", f"{FIVE}; log2 histogram", period=TEN, warm=12, every=10, histograms=True),
     _mode("gradscope-auto", "every=auto, budget 2 %", FIVE, period=40, warm=31, every="auto", budget=0.02),
     _mode("gradscope-idle", "between recorded steps", "nothing at these steps", every=10**9),
     _mode("gradscope-torch", "every step, torch alone", FIVE, native=False, every=1),

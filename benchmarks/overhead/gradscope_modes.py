@@ -66,7 +66,9 @@ MODES = (
         histograms="sample",
     ),
     _mode("gradscope-sample", "every step, sampled", f"{FIVE}; mean, std, zeros sampled", every=1, mode="sample"),
-    _mode("gradscope-tenth", "each tenth step", f"{FIVE}; log2 histogram", period=TEN, warm=12, every=10, histograms=True),
+    _mode(
+        "gradscope-tenth", "each tenth step", f"{FIVE}; log2 histogram", period=TEN, warm=12, every=10, histograms=True
+    ),
     _mode("gradscope-auto", "every=auto, budget 2 %", FIVE, period=40, warm=31, every="auto", budget=0.02),
     _mode("gradscope-idle", "between recorded steps", "nothing at these steps", every=10**9),
     _mode("gradscope-torch", "every step, torch alone", FIVE, native=False, every=1),

@@ -264,6 +264,44 @@ def test_a_model_of_which_only_parts_are_called_is_never_left_alone() -> None:
     assert np.isfinite(scope.recording.values("activation_grad", "rms")).all()
 
 
+def test_the_hooks_stay_on_where_a_pass_returns_nothing_that_tells_of_its_backward() -> None:
+    class KeepsItsLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.kept = _net(), []
+
+        def forward(self, x: torch.Tensor) -> None:
+            seen.append(_ours(self.net) > 0)
+            self.kept.append(self.net(x).square().mean())
+
+    seen: list[bool] = []
+    model = KeepsItsLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with GradScope(model, optimizer, every=3) as scope:
+        for _ in range(7):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6))
+            model.kept.pop().backward()
+            optimizer.step()
+    assert all(seen)
+    assert scope.recording.steps.tolist() == [0, 3, 6]
+
+
+def test_the_hooks_stay_on_once_parts_of_the_model_were_called_between_passes() -> None:
+    model, seen = _net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with GradScope(model, optimizer, every=5) as scope:
+        for made in range(60):
+            optimizer.zero_grad()
+            called = model[0] if made % 4 == 2 else model
+            called(torch.randn(8, 6)).square().mean().backward()
+            seen.append(_ours(model) > 0)
+            optimizer.step()
+    assert not seen[1]
+    assert all(seen[6:])
+    assert scope.recording.steps.tolist() == list(range(0, 60, 5))
+
+
 @pytest.mark.parametrize("closing", ["optimizer", "foreign"])
 def test_an_optimizer_that_steps_twice_a_pass_makes_one_step_however_often_is_recorded(closing: str) -> None:
     for every in (1, 4):

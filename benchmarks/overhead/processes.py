@@ -15,6 +15,8 @@ from benchmarks.overhead.tools import tool
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+"""Has glibc keep what it has got. Else it gives pages back and takes them anew, in some blocks and not in others."""
 LIMIT = 1800
 """Seconds after which a measurement is given up."""
 
@@ -53,7 +55,7 @@ def _run(module: str, name: str, workload: str, count: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         command = [sys.executable, "-m", f"benchmarks.overhead.{module}", name, workload, str(count), str(path)]
-        environment = {**os.environ, **ONE_THREAD, **tool(name).environment}
+        environment = {**os.environ, **ONE_THREAD, **KEEPS_MEMORY, **tool(name).environment}
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False

@@ -9,9 +9,46 @@ one network of finite width strays from them (Hanin & Nica 2020).
 
 from __future__ import annotations
 
+from gradscope.theory._batch import BatchExpectation, propagate_batch
+from gradscope.theory._budget import DepthBudget, depth_budget
+from gradscope.theory._callable import activation_of
+from gradscope.theory._card import Card, card
+from gradscope.theory._critical import CriticalPoint, attracts_from, critical_at, critical_points, phase
 from gradscope.theory._expectation import Expectation
 from gradscope.theory._gain import gain, second_moment, slope_moment
+from gradscope.theory._mean_field import DepthScales, FixedPoint, MeanField
+from gradscope.theory._one_step import OneStep, one_step
+from gradscope.theory._pair import expect_pair
 from gradscope.theory._propagate import propagate
 from gradscope.theory._quadrature import expect
+from gradscope.theory._spectrum import JacobianMoments, jacobian_density, jacobian_moments
 
-__all__ = ["Expectation", "expect", "gain", "propagate", "second_moment", "slope_moment"]
+__all__ = [
+    "BatchExpectation",
+    "Card",
+    "CriticalPoint",
+    "DepthBudget",
+    "DepthScales",
+    "Expectation",
+    "FixedPoint",
+    "JacobianMoments",
+    "MeanField",
+    "OneStep",
+    "activation_of",
+    "attracts_from",
+    "card",
+    "critical_at",
+    "critical_points",
+    "depth_budget",
+    "expect",
+    "expect_pair",
+    "gain",
+    "jacobian_density",
+    "jacobian_moments",
+    "one_step",
+    "phase",
+    "propagate",
+    "propagate_batch",
+    "second_moment",
+    "slope_moment",
+]

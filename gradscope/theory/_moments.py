@@ -46,7 +46,7 @@ class LayerMoments:
 
 def layer_moments(activation: Activation, log_q: float) -> LayerMoments:
     """The moments at ln q, any finite number: also where q itself would leave float64."""
-    farthest = 0.0 if _is_homogeneous(activation) else _FARTHEST
+    farthest = 0.0 if is_homogeneous(activation) else _FARTHEST
     near = min(max(log_q, -farthest), farthest)
     found = _by_quadrature(activation, near)
     if near == log_q:
@@ -64,7 +64,7 @@ def layer_moments(activation: Activation, log_q: float) -> LayerMoments:
 
 
 @functools.lru_cache(maxsize=256)
-def _is_homogeneous(activation: Activation) -> bool:
+def is_homogeneous(activation: Activation) -> bool:
     """f(s·h) = s·f(h) for s > 0: then ln q only shifts ln E[f²]. Powers of two scale floats exactly."""
     h = np.linspace(-8.0, 8.0, 65)
     return all(

@@ -84,7 +84,7 @@ def propagate(
     0.9648
     """
     found = activations.get(activation)
-    layers = Layers(*_checked(depth, weight_variance, fan_in, fan_out, bias_variance, input_mean_square))
+    layers = checked_layers(depth, weight_variance, fan_in, fan_out, bias_variance, input_mean_square)
     if weights not in get_args(Weights):
         near = difflib.get_close_matches(str(weights), get_args(Weights), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -100,15 +100,26 @@ def propagate(
     return random_weights(found, layers, orthogonal=weights == "orthogonal")
 
 
-def _checked(depth: int, *values: Any) -> tuple[Array, Array, Array, Array, float]:
+def checked_layers(
+    depth: int,
+    weight_variance: Any,
+    fan_in: Any,
+    fan_out: Any = None,
+    bias_variance: Any = 0.0,
+    input_mean_square: Any = 1.0,
+) -> Layers:
+    """The layers of these numbers, each one number or one for each layer.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
     try:
         layers = operator.index(depth)
     except TypeError:
         layers = 0
     if layers < 1:
         raise ValueError(f"depth={depth!r} must be a whole number, at least 1")
-    weight_variance, fan_in, fan_out, bias_variance, input_mean_square = values
-    return (
+    return Layers(
         _per_layer("weight_variance", weight_variance, layers),
         _per_layer("fan_in", fan_in, layers),
         _per_layer("fan_out", fan_in if fan_out is None else fan_out, layers),

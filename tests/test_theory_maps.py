@@ -169,6 +169,7 @@ def test_lengths_settle_where_iterating_the_map_takes_them():
 def test_lengths_that_vanish_or_explode_are_told():
     assert theory.MeanField("gelu", 2.0).settles_at().q == 0.0
     assert theory.MeanField("relu", 1.0).settles_at().q == 0.0
+    assert theory.MeanField("tanh", 1.0).settles_at() == theory.FixedPoint(0.0, pytest.approx(1.0))  # as 1/(2 depth)
     assert theory.MeanField("gelu", 2.5).settles_at().q == math.inf
     assert theory.MeanField("relu", 2.0).settles_at(3.0) == theory.FixedPoint(3.0, 1.0)
     assert theory.MeanField("relu", 2.0).keeps_any_length
@@ -283,6 +284,7 @@ def test_softplus_is_never_critical_and_sigmoid_only_far_out():
     assert theory.critical_at("sigmoid", 46.0) is not None
     assert theory.critical_points("relu", 0.05) == ()
     assert theory.critical_points("relu", 0.0)[0].sigma_w2 == pytest.approx(2.0)
+    assert theory.critical_at("relu", 3.0).sigma_b2 == 0.0
 
 
 # --- any callable ----------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Card:
 
     def __str__(self) -> str:
         rows = [
-            ("E[f], E[f²], E[f'²]", f"{self.mean:.6g}, {self.second_moment:.6g}, {self.slope_moment:.6g}"),
+            ("E[f], E[f²], E[f'²]", f"{_number(self.mean)}, {self.second_moment:.6g}, {self.slope_moment:.6g}"),
             ("gain forward, backward", f"{self.forward_gain:.6g}, {self.backward_gain:.6g}"),
             ("chi where lengths are kept", f"{self.chi:.6g}"),
             ("slope of the length map", f"{self.length_slope:.6g}"),
@@ -164,7 +164,7 @@ def _fate(activation: Activation, title: str, gain: float) -> Fate:
     field = MeanField(activation, gain**2)
     settles = field.settles_at()
     top = highest(activation)
-    log_q = -top if settles.q == 0.0 else min(max(math.log(settles.q), -top), top)
+    log_q = -70.0 if settles.q == 0.0 else min(math.log(settles.q), top)
     return Fate(title, gain, settles, gain**2 * math.exp(layer_moments(activation, log_q).log_d2))
 
 
@@ -200,6 +200,10 @@ def _advice(card: Card) -> list[str]:
             "per layer at any weights: residual branches keep it."
         )
     return said
+
+
+def _number(value: float) -> str:
+    return f"{0.0 if abs(value) < 1e-14 else value:.6g}"
 
 
 def _words(point: CriticalPoint | None) -> str:

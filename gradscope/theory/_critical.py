@@ -65,10 +65,10 @@ def critical_at(activation: str | Activation | None, q: float = 1.0) -> Critical
     found = elementwise(activation)
     moments = layer_moments(found, math.log(q))
     share = math.exp(moments.log_f2 - moments.log_d2 - math.log(q))  # of the weights in q
-    sigma_b2 = q * (1.0 - share)
-    if sigma_b2 < -_NOTHING * q * max(1.0, share):
+    sigma_b2 = 0.0 if abs(1.0 - share) <= _NOTHING else q * (1.0 - share)
+    if sigma_b2 < 0.0:
         return None
-    return CriticalPoint(q, math.exp(-moments.log_d2), max(sigma_b2, 0.0), share * moments.f_slope)
+    return CriticalPoint(q, math.exp(-moments.log_d2), sigma_b2, share * moments.f_slope)
 
 
 def critical_points(activation: str | Activation | None, sigma_b2: float) -> tuple[CriticalPoint, ...]:

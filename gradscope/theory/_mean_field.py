@@ -167,8 +167,12 @@ class MeanField:
             found.append(FixedPoint(0.0, math.exp(self._log_growth(_LOWEST))))
         if not self._is_power_law:
             roots = crossings(self._log_growth, _LOWEST, highest(self.activation), _SPACING)
-            found += [FixedPoint(math.exp(x), self.length_slope(math.exp(x))) for x in roots]
+            found += [FixedPoint(math.exp(x), self.length_slope(math.exp(x))) for x in roots if self._crosses(x)]
         return () if self.keeps_any_length else tuple(found)
+
+    def _crosses(self, log_q: float) -> bool:
+        """Whether the growth is more than rounding beside its zero: tanh's, at sigma_w2 = 1, is −2q for small q."""
+        return max(abs(self._log_growth(log_q - 1.0)), abs(self._log_growth(log_q + 1.0))) > _CRITICAL
 
     def _log_growth(self, log_q: float) -> float:
         """ln(V(q)/q), also where q leaves float64."""

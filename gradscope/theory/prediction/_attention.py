@@ -1,0 +1,156 @@
+"""Attention: softmax of products of queries and keys, by which values are averaged.
+
+With n keys, logits of variance s² over the keys (and t² the covariance of two queries' logits), a weight's mean square
+is about e^{s²}/n²: with S = E Σ_j A_j² ≈ e^{s²}/(n − 1 + e^{s²}),
+
+    mean square out    = k + (v − k)·S                v the mean square of the values, k of two positions' product
+    product of queries = k + (v − k)·e^{t²}/n
+
+(Dong et al. 2021; Noci et al. 2022.) Good while s² is about 1 or less.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gradscope.theory.prediction._capture import Operation
+from gradscope.theory.prediction._flow import Constant, Flow, NoRule, rule
+from gradscope.theory.prediction._value import Alike, Root, Scores, Value
+
+
+@rule("scaled_dot_product_attention")
+def attention(
+    flow: Flow,
+    operation: Operation,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q·k/√d)·v."""
+    if not (isinstance(query, Value) and isinstance(key, Value) and isinstance(value, Value)):
+        raise NoRule("of these")
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = Scores(query, key, key.shape[-2], query.shape[-1])
+    return averaged_by(flow, scores, value, query.shape[-2], key.shape[-2], attn_mask, factor, causal=is_causal)
+
+
+@rule("aten._scaled_dot_product_flash_attention_for_cpu", "aten._scaled_dot_product_flash_attention")
+def fused_attention(
+    flow: Flow,
+    operation: Operation,
+    query: Any,
+    key: Any,
+    value: Any,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *args: Any,
+    attn_mask: Any = None,
+    scale: float | None = None,
+) -> Any:
+    """The same, by a kernel of its own."""
+    return [attention(flow, operation, query, key, value, attn_mask, dropout_p, is_causal, scale), None]
+
+
+def averaged_by(
+    flow: Flow,
+    scores: Scores,
+    value: Value,
+    queries: int,
+    keys: int,
+    attn_mask: Any,
+    factor: float,
+    *,
+    causal: bool = False,
+) -> Value:
+    """Values, averaged by the softmax of these scores."""
+    query, key, width = scores.query, scores.key, scores.width
+    heads = query.count("unit") / key.count("unit") if scores.keys == key.shape[-2] else 1.0  # that share a key
+    q, k, v = query.alike, key.alike, value.alike
+    counts = _counts(queries, keys, causal, attn_mask)
+    spread = factor**2 * width * q.same * max(k.same - k.position, 0.0)
+    alongside = factor**2 * width * q.position * max(k.same - k.position, 0.0)
+    widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
+    same = sum(widen / (n - 1 + widen) for n in counts) / len(counts)
+    overlap = _overlap(counts, between)
+    varied = v.same - v.position
+    alike = Alike(
+        v.position + varied * same,
+        v.position + varied * overlap,
+        v.both + (v.input - v.both) * overlap,
+        v.both + (v.input - v.both) * overlap,
+    )
+    root = Root.gaussian(alike, value.mean)
+
+    def back() -> None:
+        g = root.gradient
+        pairs = queries * (queries - 1)
+        total = queries * same * g.same + pairs * overlap * g.position
+        crossed = queries * (1.0 - same) * g.same + pairs * (1.0 - overlap) * g.position
+        at_inputs = queries * overlap * g.input + pairs * overlap * g.both
+        rest = queries * (1.0 - overlap) * g.input + pairs * (1.0 - overlap) * g.both
+        others = max(keys * (keys - 1), 1) / heads
+        flow.give(value, Alike(heads * total / keys, crossed / others, heads * at_inputs / keys, rest / others))
+        logits = factor**2 * width * g.same * varied * same  # Σ_j of the logits' gradients squared, of one query
+        flow.give(query, Alike.alone(logits * max(k.same - k.position, 0.0)))
+        flow.give(key, Alike.alone(heads * queries / keys * logits * q.same))
+
+    flow.later(back)
+    return Value((*query.dims[:-1], value.dims[-1]), root, root.h)
+
+
+def _counts(queries: int, keys: int, causal: bool, mask: Any) -> list[int]:
+    """How many keys each query sees."""
+    if causal:
+        return [min(keys, i + 1) for i in range(queries)]
+    if isinstance(mask, Constant) and mask.tensor is not None and mask.tensor.device.type != "meta":
+        tensor = mask.tensor
+        seen = tensor if tensor.dtype.is_floating_point is False else tensor > -1e4
+        counts = seen.reshape(-1, *seen.shape[-2:])[0].sum(-1).tolist()
+        return [max(int(n), 1) for n in counts] if len(counts) == queries else [keys] * queries
+    if isinstance(mask, Constant) and queries == keys:
+        return [i + 1 for i in range(queries)]
+    return [keys] * queries
+
+
+def _overlap(counts: list[int], between: float) -> float:
+    """E Σ_j A_ij A_i'j of two queries, over the pairs."""
+    n = len(counts)
+    if n == 1:
+        return 1.0
+    ordered = sorted(counts)
+    total = sum(i * min(between / count, 1.0) for i, count in enumerate(ordered))
+    return total / (n * (n - 1) / 2)
+
+
+def bilinear(flow: Flow, operation: Operation, x: Value, y: Value, bias: Any) -> Value:
+    """A product of two values: of queries and keys, or of attention's weights and values."""
+    if x.scores is not None:
+        scores = x.scores
+        return averaged_by(flow, scores, y, x.shape[-2], scores.keys, scores.mask, scores.factor)
+    summed = {atom.label for atom in x.dims[-1]}
+    if summed != {"unit"} or {atom.label for atom in y.dims[-2]} != {"unit"}:
+        raise NoRule("of two values, over positions")
+    width = x.shape[-1]
+    one, other = x.alike, y.alike
+    alike = Alike(width * one.same * other.same, 0.0, 0.0, 0.0)
+    root = Root.gaussian(alike)
+    mask = bias if isinstance(bias, Constant) and bias.shape else None
+    scores = Scores(x, y, y.shape[-1], width, mask=mask)
+    return Value((*x.dims[:-1], y.dims[-1]), root, root.h, scores=scores)
+
+
+@rule("aten._softmax", "aten._safe_softmax", "aten.softmax")
+def softmax(flow: Flow, operation: Operation, x: Any, dim: int = -1, *args: Any, **kwargs: Any) -> Any:
+    """The weights of an attention; of other logits it is not known."""
+    if not isinstance(x, Value) or x.scores is None:
+        raise NoRule("of what is no product of queries and keys")
+    number = torch.tensor(1.0 / x.scores.keys, dtype=torch.float64)
+    return Value(x.dims, None, number, scores=x.scores)

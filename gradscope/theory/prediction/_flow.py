@@ -1,0 +1,346 @@
+"""A program's values, one after another forward, and the gradients of its roots backward."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.theory.prediction._capture import Operation, Program, Ref
+from gradscope.theory.prediction._grid import Pair, square
+from gradscope.theory.prediction._value import Alike, Atom, Dims, Label, Root, Value, number
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the entries of a parameter: what theory has to know where its values do not exist.
+
+    Attributes:
+        square: their mean square.
+        mean: their mean.
+    """
+
+    square: float
+    mean: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that does not depend on the inputs: a parameter, a buffer, a mask.
+
+    Attributes:
+        shape: of it.
+        moments: of its entries.
+        tensor: itself, where its values exist.
+    """
+
+    shape: tuple[int, ...]
+    moments: Moments
+    tensor: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Constant:
+        """A tensor whose values exist."""
+        wide = tensor.detach().double() if not tensor.is_complex() else tensor.detach().abs().double()
+        finite = wide[torch.isfinite(wide)]
+        if finite.numel() == 0:
+            return cls(tuple(tensor.shape), Moments(0.0), tensor)
+        return cls(tuple(tensor.shape), Moments(float(finite.square().mean()), float(finite.mean())), tensor)
+
+    def alike(self, dims: Dims) -> Alike:
+        """Mean products of two of its numbers, as they meet the entries of a value of these dimensions.
+
+        What is the same at all positions is shared by them, and so for inputs; what differs has its mean in common.
+        """
+        own = self.shape[::-1]
+        labels = [{atom.label for atom in dim} for dim in dims[::-1]]
+        varies = {label for size, found in zip(own, labels, strict=False) if size > 1 for label in found}
+        square, apart = self.moments.square, self.moments.mean**2
+        position = apart if "position" in varies else square
+        inputs = apart if "input" in varies else square
+        return Alike(square, position, inputs, apart if varies & {"position", "input"} else square)
+
+    @property
+    def spread(self) -> float:
+        """Variance of the entries: 0 for what is one number everywhere."""
+        found = self.moments.square - self.moments.mean**2
+        return found if found > 1e-12 * self.moments.square else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Indices:
+    """Whole numbers that the model is given: tokens.
+
+    Attributes:
+        dims: of the tensor.
+        alike: how often two of them are the same: at two positions, of two inputs, at both.
+        tensor: the numbers, where they exist.
+    """
+
+    dims: Dims
+    alike: Alike
+    tensor: Tensor | None = None
+
+
+Known = Value | Constant | Indices
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function for operations: `(flow, operation, *args, **kwargs) -> what it makes`."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+class NoRule(Exception):
+    """An operation is used in a way that no rule covers."""
+
+
+@dataclass(eq=False)
+class Flow:
+    """The state of one prediction.
+
+    Attributes:
+        program: what is predicted.
+        known: the values, by number.
+        assumed: operations that were passed over, each with what was assumed, and how often.
+        covered: how many operations had a rule.
+    """
+
+    program: Program
+    parameters: Mapping[str, Moments]
+    tensors: Mapping[int, Tensor]
+    known: dict[int, Known] = field(default_factory=dict)
+    assumed: Counter[str] = field(default_factory=Counter)
+    covered: int = 0
+    _later: list[Callable[[], None]] = field(default_factory=list)
+    _watched: dict[int, list[Value]] = field(default_factory=dict)
+
+    # Forward
+
+    def run(self) -> None:
+        """All values, in the order of the program."""
+        watched = {one.value for one in self.program.returned}
+        for value, tensor in self.program.inputs:
+            self.known[value] = self._input(tensor)
+        for value, tensor in self.program.constants.items():
+            if value not in self.known:
+                self.known[value] = self._constant(value, tensor)
+        for value in list(self.known):
+            self._watch(value, watched)
+        for operation in self.program.operations:
+            made = self._made(operation)
+            for value, one in zip(operation.outputs, made, strict=False):
+                if one is not None:
+                    self.known[value] = one
+                    self._watch(value, watched)
+
+    def _watch(self, value: int, watched: set[int]) -> None:
+        one = self.known[value]
+        if value in watched and isinstance(one, Value) and one.root is not None:
+            self._watched.setdefault(id(one.root), []).append(one)
+
+    def _input(self, tensor: Tensor) -> Known:
+        dims = input_dims(tuple(tensor.shape), floating=tensor.is_floating_point())
+        real = tensor.detach() if tensor.device.type != "meta" else None
+        if not tensor.is_floating_point():
+            same = Alike.alone(1.0) if real is None else _products((real.unsqueeze(-1) == real.unique()).double(), dims)
+            return Indices(dims, same, real)
+        if real is None:
+            return Value(dims, root := Root.gaussian(Alike.alone(1.0)), root.h)
+        from gradscope.theory.prediction._grid import quantiles
+
+        entries = real.double().cpu().ravel()
+        if entries.numel() > 1 << 18:
+            entries = entries[:: entries.numel() // (1 << 18)]
+        alike = _products(_units_last(real.double().cpu(), dims), dims)
+        root = Root.of(quantiles(entries, torch.ones_like(entries)), alike)
+        return Value(dims, root, root.h)
+
+    def _constant(self, value: int, tensor: Tensor) -> Constant:
+        name = self.program.names.get(value)
+        if name is not None and name in self.parameters:
+            return Constant(tuple(tensor.shape), self.parameters[name])
+        if tensor.device.type == "meta":
+            return Constant(tuple(tensor.shape), Moments(math.nan, math.nan))
+        return Constant.of(tensor)
+
+    def _made(self, operation: Operation) -> Sequence[Known | None]:
+        args, kwargs = self._resolve(operation.args), self._resolve(operation.kwargs)
+        inputs = [one for one in _all(args, kwargs) if isinstance(one, (Value, Indices))]
+        if not inputs and operation.name == "aten.embedding":
+            return [self._table(operation, *args[:2])]
+        if not inputs:
+            return [self._constant_result(operation, i, args, kwargs) for i in range(len(operation.outputs))]
+        found = RULES.get(operation.name) or (pointwise if operation.name in POINTWISE else None)
+        try:
+            if found is None:
+                raise NoRule("no rule")
+            made = found(self, operation, *args, **kwargs)
+            self.covered += 1
+        except NoRule as reason:
+            self.assumed[f"{operation.name}: {reason}; taken to pass its first argument on as it is"] += 1
+            made = self._passed_on(operation, inputs)
+        return made if isinstance(made, (list, tuple)) else [made]
+
+    def _passed_on(self, operation: Operation, inputs: Sequence[Known]) -> list[Known | None]:
+        first = next((one for one in inputs if isinstance(one, Value)), None)
+        if first is None:
+            return [None] * len(operation.outputs)
+        return [
+            first.with_dims(regroup_or_guess(first.dims, shape)) for shape in operation.shapes
+        ]
+
+    def _constant_result(self, operation: Operation, i: int, args: Any, kwargs: Any) -> Constant | None:
+        tensor = self.tensors.get(operation.outputs[i])
+        shape = operation.shapes[i]
+        if tensor is not None and tensor.device.type != "meta":
+            return Constant.of(tensor)
+        first = next((one for one in _all(args, kwargs) if isinstance(one, Constant)), None)
+        if first is not None and math.prod(first.shape) >= math.prod(shape):
+            return Constant(shape, first.moments)
+        return Constant(shape, Moments(0.0))
+
+    def _table(self, operation: Operation, table: Constant, indices: Constant) -> Value:
+        """Rows of a table that are the same for all inputs, as those for positions are."""
+        moments, apart = table.moments, table.moments.mean**2
+        rows = 0.0 if indices.tensor is None else _same_share(indices.tensor)
+        position = apart + rows * (moments.square - apart)
+        root = Root.gaussian(Alike(moments.square, position, moments.square, position), moments.mean)
+        shape = operation.shapes[0]
+        dims = ((),) * (len(shape) - 2) + ((Atom("position", shape[-2]),), (Atom("unit", shape[-1]),))
+        return Value(tuple(dim if math.prod(a.size for a in dim) == n else () for dim, n in zip(dims, shape, strict=True)), root, root.h)
+
+    def _resolve(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.known.get(value.value)
+        if isinstance(value, dict):
+            return {key: self._resolve(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._resolve(item) for item in value)
+        return value
+
+    # Backward
+
+    def later(self, step: Callable[[], None]) -> None:
+        """To be done on the way back, after what was made of it."""
+        self._later.append(step)
+
+    def back(self) -> None:
+        """From the outputs, into which a gradient of independent N(0, 1) entries is put."""
+        for value in self.program.outputs:
+            one = self.known.get(value)
+            if isinstance(one, Value):
+                self.give(one, Alike.alone(1.0))
+        for step in reversed(self._later):
+            step()
+
+    def give(self, value: Value, gradient: Alike, steeper: float = 1.0) -> None:
+        """A gradient of the entries of a value: on to its root, and to what a site looks at on the way.
+
+        Where it goes to entries of which more than usual have a slope, on the way it is so much `steeper`.
+        """
+        root = value.root
+        if root is None or gradient.same == 0.0:
+            return
+        seen = self._watched.get(id(root), [])
+        towards = [root.h, *(one.f for one in seen)]
+        if not value.f.requires_grad:
+            return
+        slopes = torch.autograd.grad(value.f.sum(), towards, retain_graph=True, allow_unused=True)
+        for one, slope in zip(seen, slopes[1:], strict=True):
+            if slope is not None:
+                here = 1.0 if bool((slope == 1.0).all()) else steeper
+                one.gradient += gradient.same * square(slope) * here
+        if slopes[0] is not None:
+            pair = Pair(slopes[0])
+            factors = Alike(square(slopes[0]), pair.at(root.position), pair.at(root.input), pair.at(root.both))
+            root.gradient = root.gradient + gradient.times(factors) * (1.0 if bool((slopes[0] == 1.0).all()) else steeper)
+
+
+def _same_share(numbers: Tensor) -> float:
+    """How often two numbers of a row are the same."""
+    row = numbers.reshape(-1, numbers.shape[-1])[0]
+    if row.numel() < 2:
+        return 0.0
+    counts = torch.unique(row, return_counts=True)[1].double()
+    return float((counts * (counts - 1)).sum() / (row.numel() * (row.numel() - 1)))
+
+
+def input_dims(shape: tuple[int, ...], floating: bool) -> Dims:
+    """What the dimensions of an input are taken for: (inputs, units), (inputs, positions, units), pictures."""
+    labels: list[Label]
+    if not floating:
+        labels = ["input", *["position"] * (len(shape) - 1)]
+    elif len(shape) <= 1:
+        labels = ["unit"] * len(shape)
+    elif len(shape) <= 3:
+        labels = ["input", *["position"] * (len(shape) - 2), "unit"]
+    else:
+        labels = ["input", "unit", *["position"] * (len(shape) - 2)]
+    return tuple((Atom(label, size),) for label, size in zip(labels, shape, strict=True))
+
+
+def _units_last(x: Tensor, dims: Dims) -> Tensor:
+    units = [i for i, dim in enumerate(dims) if dim and dim[0].label == "unit"]
+    return x.movedim(units, list(range(-len(units), 0))) if units else x.unsqueeze(-1)
+
+
+def _products(x: Tensor, dims: Dims) -> Alike:
+    """Mean products of entries `(inputs, positions…, units)` of one unit; of one-hot tokens: how often they are alike."""
+    labels = [dim[0].label for dim in dims if dim]
+    batch = x.shape[0] if labels and labels[0] == "input" else 1
+    places = math.prod(atom.size for dim in dims for atom in dim if atom.label == "position")
+    x = x.reshape(batch, places, -1)
+    one_hot = not any(label == "unit" for label in labels)
+    size = batch * places if one_hot else x.numel()
+    same = float(x.square().sum()) / size
+    position = float(x.sum(1).square().sum()) / size
+    inputs = float(x.sum(0).square().sum()) / size
+    both = float(x.sum((0, 1)).square().sum()) / size
+    p, b = places, batch
+    at_positions = (position - same) / (p - 1) if p > 1 else same
+    at_inputs = (inputs - same) / (b - 1) if b > 1 else same
+    rest = p * b - p - b + 1
+    at_both = (both - same - (p - 1) * at_positions - (b - 1) * at_inputs) / rest if rest else min(at_positions, at_inputs)
+    return Alike(same, at_positions, at_inputs, at_both)
+
+
+def regroup_or_guess(dims: Dims, shape: tuple[int, ...]) -> Dims:
+    """The dimensions of a reshaped tensor, by position in the shape where they cannot be followed."""
+    from gradscope.theory.prediction._value import regroup
+
+    return regroup(dims, shape) or input_dims(shape, floating=True)
+
+
+def _all(args: Any, kwargs: Any) -> list[Any]:
+    found: list[Any] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, (Value, Constant, Indices)):
+            found.append(value)
+        elif isinstance(value, dict):
+            for item in value.values():
+                look(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                look(item)
+
+    look(args)
+    look(kwargs)
+    return found
+
+
+from gradscope.theory.prediction._pointwise import POINTWISE, pointwise  # noqa: E402
+from gradscope.theory.prediction import _rules  # noqa: E402, F401

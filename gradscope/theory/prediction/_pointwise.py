@@ -1,0 +1,126 @@
+"""Operations entry by entry: they are done, on the grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradscope.theory.prediction._capture import Operation
+from gradscope.theory.prediction._grid import POINTS, outer, square
+from gradscope.theory.prediction._value import Alike, Dims, Root, Value, broadcast, number
+
+if TYPE_CHECKING:
+    from gradscope.theory.prediction._flow import Flow
+
+POINTWISE = frozenset(
+    "aten." + name
+    for name in (
+        "abs add celu clamp clamp_min clamp_max cos div elu erf exp gelu hardsigmoid hardswish hardtanh leaky_relu log "
+        "log1p log_sigmoid_forward mish mul neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus "
+        "softshrink sqrt square sub tanh threshold true_divide _prelu_kernel prelu"
+    ).split()
+)
+"""Those that make of one entry, or of two, another."""
+
+
+def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> Any:
+    """Of one root: the same operation on the grid. Of two: a sum or a product of independent entries."""
+    from gradscope.theory.prediction._flow import Constant, NoRule
+
+    values = [one for one in args if isinstance(one, Value)]
+    roots = {id(one.root) for one in values if one.root is not None}
+    constants = [one for one in args if isinstance(one, Constant)]
+    if len(roots) > 1:
+        return _two_roots(flow, operation, values, args, kwargs)
+    dims = values[0].dims
+    for one in values[1:]:
+        dims = broadcast(dims, one.dims)
+    scores = next((one.scores for one in values if one.scores is not None), None)
+    if scores is not None and constants and operation.name == "aten.add":
+        return replace(values[0], scores=replace(scores, mask=constants[0]))
+    if constants and (varied := _varied(flow, operation, values[0], constants[0], args)) is not None:
+        return varied
+    function = getattr(torch.ops.aten, operation.name.removeprefix("aten."))
+    given = [
+        one.f if isinstance(one, Value) else number(one.moments.mean) if isinstance(one, Constant) else one
+        for one in args
+    ]
+    with torch.enable_grad():
+        f = function(*given, **{key: value for key, value in kwargs.items() if key != "dtype"})
+    if isinstance(f, tuple):
+        f = f[0]
+    if f.shape not in ((), values[0].f.shape, (1025,)):
+        raise NoRule("no function of one entry")
+    root = next((one.root for one in values if one.root is not None), None)
+    if scores is not None and root is not None and values[0].root is root:
+        scores = replace(scores, factor=math.sqrt(square(f.detach().expand(POINTS)) / max(square(root.h.detach()), 1e-300)))
+    return Value(dims, root, f, scores=scores)
+
+
+def _varied(flow: Flow, operation: Operation, value: Value, constant: Any, args: tuple[Any, ...]) -> Value | None:
+    """What a constant of different numbers does: a bias spreads the entries, a factor widens them."""
+    name = operation.name.removeprefix("aten.")
+    if constant.spread == 0.0 or name not in ("add", "sub", "mul", "div"):
+        return None
+    if name in ("add", "sub"):
+        factor = 1.0 if name == "add" or args[0] is value else -1.0
+        sign = -1.0 if name == "sub" and args[0] is value else 1.0
+        alike = value.alike + constant.alike(value.dims)
+        alike = alike + Alike.shared(2.0 * factor * sign * value.mean * constant.moments.mean)
+        root = Root.gaussian(alike, factor * value.mean + sign * constant.moments.mean)
+        flow.later(lambda: flow.give(value, root.gradient))
+        return Value(value.dims, root, root.h)
+    if name == "div":
+        return None
+    rms = math.sqrt(constant.moments.square)
+    return Value(value.dims, value.root, value.f * rms)
+
+
+def _two_roots(flow: Flow, operation: Operation, values: list[Value], args: tuple[Any, ...], kwargs: Any) -> Value:
+    from gradscope.theory.prediction._flow import NoRule
+
+    name = operation.name.removeprefix("aten.")
+    if len(values) != 2 or name not in ("add", "sub", "mul"):
+        raise NoRule("of tensors that have nothing to do with each other")
+    one, other = values
+    dims = broadcast(one.dims, other.dims)
+    factor = float(kwargs.get("alpha", 1.0)) * (-1.0 if name == "sub" else 1.0)
+    if name == "mul":
+        alike = one.alike.times(other.alike)
+        root = Root.of(outer(one.values, other.values, "mul"), alike)
+
+        def back_through_product() -> None:
+            flow.give(one, _summed(root.gradient.times(other.alike), dims, one))
+            flow.give(other, _summed(root.gradient.times(one.alike), dims, other))
+
+        flow.later(back_through_product)
+        return Value(dims, root, root.h)
+    alike = one.alike + other.alike * factor**2 + Alike.shared(2.0 * factor * one.mean * other.mean)
+    root = Root.of(outer(one.values, factor * other.values, "add"), alike)
+
+    def back_through_sum() -> None:
+        flow.give(one, _summed(root.gradient, dims, one))
+        flow.give(other, _summed(root.gradient, dims, other) * factor**2)
+
+    flow.later(back_through_sum)
+    return Value(dims, root, root.h)
+
+
+def _summed(gradient: Alike, dims: Dims, value: Value) -> Alike:
+    """The gradient of what was the same for all inputs, or at all positions: the sum over them."""
+    whole = Value(dims, None, value.f)
+    for label in ("input", "position"):
+        times = whole.count(label) / value.count(label)
+        if times <= 1.0:
+            continue
+        same, position, inputs, both = gradient.numbers
+        if label == "input":
+            gradient = Alike(same + (times - 1) * inputs, position + (times - 1) * both, 0.0, 0.0) * times
+            gradient = replace(gradient, input=gradient.same, both=gradient.position)
+        else:
+            gradient = Alike(same + (times - 1) * position, 0.0, inputs + (times - 1) * both, 0.0) * times
+            gradient = replace(gradient, position=gradient.same, both=gradient.input)
+    return gradient

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from gradscope.theory.prediction._capture import Operation
-from gradscope.theory.prediction._flow import Constant, Flow, NoRule, rule
+from gradscope.theory.prediction._constant import Constant
+from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Alike, Root, Scores, Value
 
 

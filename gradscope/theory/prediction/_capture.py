@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 COMPOSITES: dict[Callable[..., Any], str] = {
     torch.nn.functional.scaled_dot_product_attention: "scaled_dot_product_attention",
-    torch._VF.lstm: "lstm",  # type: ignore[attr-defined]
-    torch._VF.gru: "gru",  # type: ignore[attr-defined]
-    torch._VF.rnn_tanh: "rnn_tanh",  # type: ignore[attr-defined]
-    torch._VF.rnn_relu: "rnn_relu",  # type: ignore[attr-defined]
+    torch._VF.lstm: "lstm",
+    torch._VF.gru: "gru",
+    torch._VF.rnn_tanh: "rnn_tanh",
+    torch._VF.rnn_relu: "rnn_relu",
     torch.nn.functional.rms_norm: "rms_norm",
 }
 """What is one operation here, though torch makes it of several."""
@@ -154,7 +154,7 @@ class _Recorder:
     def record(self, name: str, args: Any, kwargs: Any, out: Any, changed: Tensor | None) -> None:
         """One operation; `changed` is the argument that it has changed in place."""
         given = self._refs(args), self._refs(kwargs)
-        made = [t for t in tensors(out)]
+        made = list(tensors(out))
         outputs = tuple(self._give(t) for t in made)
         shapes = tuple(tuple(t.shape) for t in made)
         module = self._stack[-1] if self._stack else ""
@@ -205,12 +205,12 @@ class _Recorder:
             if self._stack and self._stack[-1] == name:
                 self._stack.pop()
             found = [t for t in tensors(out) if t.is_floating_point() and t.dim() > 0]
-            own = [(i, t) for i, t in enumerate(found) if self.number(t) not in self._known_outputs]
+            leaf = next(module.children(), None) is None
+            own = [(i, t) for i, t in enumerate(found) if leaf or self.number(t) not in self._known_outputs]
             if not own:
                 return
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
-            leaf = next(module.children(), None) is None
             for i, t in own:
                 value = self.number(t)
                 self._known_outputs.add(value)
@@ -246,7 +246,7 @@ class _Operations(TorchDispatchMode):
     """Sees every ATen operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

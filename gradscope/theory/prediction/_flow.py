@@ -12,99 +12,15 @@ import torch
 from torch import Tensor
 
 from gradscope.theory.prediction._capture import Operation, Program, Ref
-from gradscope.theory.prediction._grid import Pair, square
-from gradscope.theory.prediction._value import Alike, Atom, Dims, Label, Root, Value, number
+from gradscope.theory.prediction._constant import Constant, Indices, Known, Moments
+from gradscope.theory.prediction._grid import Pair, mean, quantiles
+from gradscope.theory.prediction._registry import RULES, NoRule
+from gradscope.theory.prediction._value import Alike, Atom, Dims, Label, Root, Value, regroup
 
-
-@dataclass(frozen=True)
-class Moments:
-    """Of the entries of a parameter: what theory has to know where its values do not exist.
-
-    Attributes:
-        square: their mean square.
-        mean: their mean.
-    """
-
-    square: float
-    mean: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor that does not depend on the inputs: a parameter, a buffer, a mask.
-
-    Attributes:
-        shape: of it.
-        moments: of its entries.
-        tensor: itself, where its values exist.
-    """
-
-    shape: tuple[int, ...]
-    moments: Moments
-    tensor: Tensor | None = None
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Constant:
-        """A tensor whose values exist."""
-        wide = tensor.detach().double() if not tensor.is_complex() else tensor.detach().abs().double()
-        finite = wide[torch.isfinite(wide)]
-        if finite.numel() == 0:
-            return cls(tuple(tensor.shape), Moments(0.0), tensor)
-        return cls(tuple(tensor.shape), Moments(float(finite.square().mean()), float(finite.mean())), tensor)
-
-    def alike(self, dims: Dims) -> Alike:
-        """Mean products of two of its numbers, as they meet the entries of a value of these dimensions.
-
-        What is the same at all positions is shared by them, and so for inputs; what differs has its mean in common.
-        """
-        own = self.shape[::-1]
-        labels = [{atom.label for atom in dim} for dim in dims[::-1]]
-        varies = {label for size, found in zip(own, labels, strict=False) if size > 1 for label in found}
-        square, apart = self.moments.square, self.moments.mean**2
-        position = apart if "position" in varies else square
-        inputs = apart if "input" in varies else square
-        return Alike(square, position, inputs, apart if varies & {"position", "input"} else square)
-
-    @property
-    def spread(self) -> float:
-        """Variance of the entries: 0 for what is one number everywhere."""
-        found = self.moments.square - self.moments.mean**2
-        return found if found > 1e-12 * self.moments.square else 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Indices:
-    """Whole numbers that the model is given: tokens.
-
-    Attributes:
-        dims: of the tensor.
-        alike: how often two of them are the same: at two positions, of two inputs, at both.
-        tensor: the numbers, where they exist.
-    """
-
-    dims: Dims
-    alike: Alike
-    tensor: Tensor | None = None
-
-
-Known = Value | Constant | Indices
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function for operations: `(flow, operation, *args, **kwargs) -> what it makes`."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register
-
-
-class NoRule(Exception):
-    """An operation is used in a way that no rule covers."""
+_PART_NAMES = """t view _unsafe_view reshape transpose permute slice select unbind split split_with_sizes chunk
+unsqueeze squeeze expand detach alias clone _to_copy narrow"""
+_PARTS = frozenset("aten." + name for name in _PART_NAMES.split())
+"""What makes of a parameter a part of it, or itself in another form."""
 
 
 @dataclass(eq=False)
@@ -116,6 +32,7 @@ class Flow:
         known: the values, by number.
         assumed: operations that were passed over, each with what was assumed, and how often.
         covered: how many operations had a rule.
+        weight_grads: mean squares of the gradients of parameters, by name.
     """
 
     program: Program
@@ -124,6 +41,7 @@ class Flow:
     known: dict[int, Known] = field(default_factory=dict)
     assumed: Counter[str] = field(default_factory=Counter)
     covered: int = 0
+    weight_grads: dict[str, float] = field(default_factory=dict)
     _later: list[Callable[[], None]] = field(default_factory=list)
     _watched: dict[int, list[Value]] = field(default_factory=dict)
 
@@ -159,8 +77,6 @@ class Flow:
             return Indices(dims, same, real)
         if real is None:
             return Value(dims, root := Root.gaussian(Alike.alone(1.0)), root.h)
-        from gradscope.theory.prediction._grid import quantiles
-
         entries = real.double().cpu().ravel()
         if entries.numel() > 1 << 18:
             entries = entries[:: entries.numel() // (1 << 18)]
@@ -171,10 +87,10 @@ class Flow:
     def _constant(self, value: int, tensor: Tensor) -> Constant:
         name = self.program.names.get(value)
         if name is not None and name in self.parameters:
-            return Constant(tuple(tensor.shape), self.parameters[name])
+            return Constant(tuple(tensor.shape), self.parameters[name], None, name)
         if tensor.device.type == "meta":
-            return Constant(tuple(tensor.shape), Moments(math.nan, math.nan))
-        return Constant.of(tensor)
+            return Constant(tuple(tensor.shape), Moments(math.nan, math.nan), None, name)
+        return Constant.of(tensor, name)
 
     def _made(self, operation: Operation) -> Sequence[Known | None]:
         args, kwargs = self._resolve(operation.args), self._resolve(operation.kwargs)
@@ -183,7 +99,7 @@ class Flow:
             return [self._table(operation, *args[:2])]
         if not inputs:
             return [self._constant_result(operation, i, args, kwargs) for i in range(len(operation.outputs))]
-        found = RULES.get(operation.name) or (pointwise if operation.name in POINTWISE else None)
+        found = RULES.get(operation.name)
         try:
             if found is None:
                 raise NoRule("no rule")
@@ -198,18 +114,19 @@ class Flow:
         first = next((one for one in inputs if isinstance(one, Value)), None)
         if first is None:
             return [None] * len(operation.outputs)
-        return [
-            first.with_dims(regroup_or_guess(first.dims, shape)) for shape in operation.shapes
-        ]
+        return [first.with_dims(regroup_or_guess(first.dims, shape)) for shape in operation.shapes]
 
     def _constant_result(self, operation: Operation, i: int, args: Any, kwargs: Any) -> Constant | None:
         tensor = self.tensors.get(operation.outputs[i])
         shape = operation.shapes[i]
-        if tensor is not None and tensor.device.type != "meta":
-            return Constant.of(tensor)
         first = next((one for one in _all(args, kwargs) if isinstance(one, Constant)), None)
-        if first is not None and math.prod(first.shape) >= math.prod(shape):
-            return Constant(shape, first.moments)
+        part = first is not None and math.prod(first.shape) >= math.prod(shape)
+        name = first.name if first is not None and part and operation.name in _PARTS else None
+        share = math.prod(shape) / max(math.prod(first.shape), 1) * first.share if first is not None else 1.0
+        if tensor is not None and tensor.device.type != "meta":
+            return Constant.of(tensor, name, share)
+        if first is not None and part:
+            return Constant(shape, first.moments, None, name, share)
         return Constant(shape, Moments(0.0))
 
     def _table(self, operation: Operation, table: Constant, indices: Constant) -> Value:
@@ -219,8 +136,10 @@ class Flow:
         position = apart + rows * (moments.square - apart)
         root = Root.gaussian(Alike(moments.square, position, moments.square, position), moments.mean)
         shape = operation.shapes[0]
-        dims = ((),) * (len(shape) - 2) + ((Atom("position", shape[-2]),), (Atom("unit", shape[-1]),))
-        return Value(tuple(dim if math.prod(a.size for a in dim) == n else () for dim, n in zip(dims, shape, strict=True)), root, root.h)
+        outer: Label = "input"
+        labels: list[Label] = [*[outer] * (len(shape) - 2), "position", "unit"]
+        dims = tuple(((Atom(label, n),) if n > 1 else ()) for label, n in zip(labels, shape, strict=True))
+        return Value(dims, root, root.h)
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -246,10 +165,31 @@ class Flow:
         for step in reversed(self._later):
             step()
 
-    def give(self, value: Value, gradient: Alike, steeper: float = 1.0) -> None:
+    def note(self, weight: Any, value: Value, gradient: Alike, of: Alike | None = None, often: float = 1.0) -> None:
+        """The gradient of a parameter: a sum, over inputs and positions, of this gradient times what it was given.
+
+        Args:
+            weight: the parameter, or a part of one.
+            value: which has the gradient.
+            gradient: its mean products.
+            of: those of what the parameter was multiplied with; ones by default.
+            often: which part of the products there is, where some lie outside of a picture.
+        """
+        if not isinstance(weight, Constant) or weight.name is None:
+            return
+        both = gradient if of is None else gradient.times(of)
+        b, p = value.count("input"), value.count("position")
+        every = both.same + (p - 1) * both.position + (b - 1) * both.input + (b - 1) * (p - 1) * both.both
+        found = self.weight_grads.get(weight.name, 0.0)
+        self.weight_grads[weight.name] = found + b * p * often * max(every, 0.0) * weight.share
+
+    def give(self, value: Value, gradient: Alike, profile: Tensor | None = None) -> None:
         """A gradient of the entries of a value: on to its root, and to what a site looks at on the way.
 
-        Where it goes to entries of which more than usual have a slope, on the way it is so much `steeper`.
+        Args:
+            value: which gets it.
+            gradient: its mean products.
+            profile: its mean square as a function of the root's z, on the grid; by default the same everywhere.
         """
         root = value.root
         if root is None or gradient.same == 0.0:
@@ -258,15 +198,17 @@ class Flow:
         towards = [root.h, *(one.f for one in seen)]
         if not value.f.requires_grad:
             return
+        profile = torch.full_like(root.profile, gradient.same) if profile is None else profile
         slopes = torch.autograd.grad(value.f.sum(), towards, retain_graph=True, allow_unused=True)
         for one, slope in zip(seen, slopes[1:], strict=True):
             if slope is not None:
-                here = 1.0 if bool((slope == 1.0).all()) else steeper
-                one.gradient += gradient.same * square(slope) * here
-        if slopes[0] is not None:
-            pair = Pair(slopes[0])
-            factors = Alike(square(slopes[0]), pair.at(root.position), pair.at(root.input), pair.at(root.both))
-            root.gradient = root.gradient + gradient.times(factors) * (1.0 if bool((slopes[0] == 1.0).all()) else steeper)
+                one.gradient += mean(profile * slope * slope)
+        if slopes[0] is None:
+            return
+        here, pair = profile * slopes[0].square(), Pair(slopes[0])
+        factors = Alike(0.0, pair.at(root.position), pair.at(root.input), pair.at(root.both))
+        root.profile = root.profile + here
+        root.gradient = root.gradient + gradient.times(factors) + Alike(mean(here), 0.0, 0.0, 0.0)
 
 
 def _same_share(numbers: Tensor) -> float:
@@ -280,15 +222,16 @@ def _same_share(numbers: Tensor) -> float:
 
 def input_dims(shape: tuple[int, ...], floating: bool) -> Dims:
     """What the dimensions of an input are taken for: (inputs, units), (inputs, positions, units), pictures."""
+    place: Label = "position"
     labels: list[Label]
     if not floating:
-        labels = ["input", *["position"] * (len(shape) - 1)]
+        labels = ["input", *[place] * (len(shape) - 1)]
     elif len(shape) <= 1:
-        labels = ["unit"] * len(shape)
+        labels = ["unit" for _ in shape]
     elif len(shape) <= 3:
-        labels = ["input", *["position"] * (len(shape) - 2), "unit"]
+        labels = ["input", *[place] * (len(shape) - 2), "unit"]
     else:
-        labels = ["input", "unit", *["position"] * (len(shape) - 2)]
+        labels = ["input", "unit", *[place] * (len(shape) - 2)]
     return tuple((Atom(label, size),) for label, size in zip(labels, shape, strict=True))
 
 
@@ -298,7 +241,7 @@ def _units_last(x: Tensor, dims: Dims) -> Tensor:
 
 
 def _products(x: Tensor, dims: Dims) -> Alike:
-    """Mean products of entries `(inputs, positions…, units)` of one unit; of one-hot tokens: how often they are alike."""
+    """Mean products of entries `(inputs, positions…, units)` of one unit; of one-hot tokens how often two are alike."""
     labels = [dim[0].label for dim in dims if dim]
     batch = x.shape[0] if labels and labels[0] == "input" else 1
     places = math.prod(atom.size for dim in dims for atom in dim if atom.label == "position")
@@ -313,14 +256,14 @@ def _products(x: Tensor, dims: Dims) -> Alike:
     at_positions = (position - same) / (p - 1) if p > 1 else same
     at_inputs = (inputs - same) / (b - 1) if b > 1 else same
     rest = p * b - p - b + 1
-    at_both = (both - same - (p - 1) * at_positions - (b - 1) * at_inputs) / rest if rest else min(at_positions, at_inputs)
+    at_both = (
+        (both - same - (p - 1) * at_positions - (b - 1) * at_inputs) / rest if rest else min(at_positions, at_inputs)
+    )
     return Alike(same, at_positions, at_inputs, at_both)
 
 
 def regroup_or_guess(dims: Dims, shape: tuple[int, ...]) -> Dims:
     """The dimensions of a reshaped tensor, by position in the shape where they cannot be followed."""
-    from gradscope.theory.prediction._value import regroup
-
     return regroup(dims, shape) or input_dims(shape, floating=True)
 
 
@@ -340,7 +283,3 @@ def _all(args: Any, kwargs: Any) -> list[Any]:
     look(args)
     look(kwargs)
     return found
-
-
-from gradscope.theory.prediction._pointwise import POINTWISE, pointwise  # noqa: E402
-from gradscope.theory.prediction import _rules  # noqa: E402, F401

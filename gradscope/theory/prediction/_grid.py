@@ -95,6 +95,40 @@ def outer(f: Tensor, g: Tensor, combine: str) -> Tensor:
     return quantiles(both.ravel(), (weights[:, None] * weights[None, :]).ravel())
 
 
+def conditional(profile: Tensor, h: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    """E[profile at h = f(z₁) + g(z₂)] for each z₁; the profile belongs to an increasing h, all on the grid."""
+    every = WEIGHTS[::_COARSE] / WEIGHTS[::_COARSE].sum()
+    coarse = f[::_COARSE]
+    sums = coarse[:, None] + g[None, ::_COARSE]
+    found = at_values(profile, h, sums.ravel()).reshape(sums.shape) @ every
+    return spread_out(found)
+
+
+def at_values(profile: Tensor, h: Tensor, values: Tensor) -> Tensor:
+    """A function of z, given at an increasing h(z), at values of h."""
+    at = torch.searchsorted(h.contiguous(), values.contiguous()).clamp(1, h.numel() - 1)
+    left, right = h[at - 1], h[at]
+    share = ((values - left) / (right - left).clamp(min=1e-300)).clamp(0.0, 1.0)
+    found: Tensor = profile[at - 1] + share * (profile[at] - profile[at - 1])
+    return found
+
+
+def spread_out(coarse: Tensor) -> Tensor:
+    """A function given at each fourth point, on the whole grid."""
+    found = torch.nn.functional.interpolate(coarse[None, None], size=POINTS, mode="linear", align_corners=True)
+    return found[0, 0]
+
+
+def chance_to_be_largest(count: float, c: float) -> Tensor:
+    """P(none of count − 1 others is larger) of Gaussians of correlation c ≥ 0, for each z."""
+    c = min(max(c, 0.0), 1.0 - 1e-9)
+    z, noise = Z[::_COARSE], Z[::_COARSE]
+    weight = WEIGHTS[::_COARSE] / WEIGHTS[::_COARSE].sum()
+    common = math.sqrt(c) * z[:, None] + math.sqrt(1.0 - c) * noise  # a, given z, is N(√c z, 1 − c)
+    below = torch.special.ndtr((z[:, None] - math.sqrt(c) * common) / math.sqrt(1.0 - c))
+    return spread_out(below.pow(count - 1.0) @ weight)
+
+
 def largest_of(count: float, c: float) -> Tensor:
     """The increasing function of z with the distribution of the largest of `count` Gaussians of correlation c ≥ 0."""
     c = min(max(c, 0.0), 1.0 - 1e-9)
@@ -107,4 +141,5 @@ def largest_of(count: float, c: float) -> Tensor:
     at = torch.searchsorted(below, CDF).clamp(1, below.numel() - 1)
     left, right = below[at - 1], below[at]
     share = ((CDF - left) / (right - left).clamp(min=1e-300)).clamp(0.0, 1.0)
-    return t[at - 1] + share * (t[at] - t[at - 1])
+    found: Tensor = t[at - 1] + share * (t[at] - t[at - 1])
+    return found

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from gradscope.theory.prediction._capture import Operation
-from gradscope.theory.prediction._grid import POINTS, outer, square
+from gradscope.theory.prediction._constant import Constant
+from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._grid import POINTS, conditional, mean, outer, square
+from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Alike, Dims, Root, Value, broadcast, number
 
-if TYPE_CHECKING:
-    from gradscope.theory.prediction._flow import Flow
-
-POINTWISE = frozenset(
-    "aten." + name
-    for name in (
-        "abs add celu clamp clamp_min clamp_max cos div elu erf exp gelu hardsigmoid hardswish hardtanh leaky_relu log "
-        "log1p log_sigmoid_forward mish mul neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus "
-        "softshrink sqrt square sub tanh threshold true_divide _prelu_kernel prelu"
-    ).split()
-)
+_NAMES = """abs add celu clamp clamp_min clamp_max cos div elu erf exp gelu hardsigmoid hardswish hardtanh
+leaky_relu log log1p log_sigmoid_forward mish mul neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin
+softplus softshrink sqrt square sub tanh threshold true_divide _prelu_kernel prelu"""
+POINTWISE = tuple("aten." + name for name in _NAMES.split())
 """Those that make of one entry, or of two, another."""
 
 
+@rule(*POINTWISE)
 def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> Any:
     """Of one root: the same operation on the grid. Of two: a sum or a product of independent entries."""
-    from gradscope.theory.prediction._flow import Constant, NoRule
-
     values = [one for one in args if isinstance(one, Value)]
     roots = {id(one.root) for one in values if one.root is not None}
     constants = [one for one in args if isinstance(one, Constant)]
@@ -56,7 +51,9 @@ def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> An
         raise NoRule("no function of one entry")
     root = next((one.root for one in values if one.root is not None), None)
     if scores is not None and root is not None and values[0].root is root:
-        scores = replace(scores, factor=math.sqrt(square(f.detach().expand(POINTS)) / max(square(root.h.detach()), 1e-300)))
+        scores = replace(
+            scores, factor=math.sqrt(square(f.detach().expand(POINTS)) / max(square(root.h.detach()), 1e-300))
+        )
     return Value(dims, root, f, scores=scores)
 
 
@@ -80,8 +77,6 @@ def _varied(flow: Flow, operation: Operation, value: Value, constant: Any, args:
 
 
 def _two_roots(flow: Flow, operation: Operation, values: list[Value], args: tuple[Any, ...], kwargs: Any) -> Value:
-    from gradscope.theory.prediction._flow import NoRule
-
     name = operation.name.removeprefix("aten.")
     if len(values) != 2 or name not in ("add", "sub", "mul"):
         raise NoRule("of tensors that have nothing to do with each other")
@@ -101,9 +96,13 @@ def _two_roots(flow: Flow, operation: Operation, values: list[Value], args: tupl
     alike = one.alike + other.alike * factor**2 + Alike.shared(2.0 * factor * one.mean * other.mean)
     root = Root.of(outer(one.values, factor * other.values, "add"), alike)
 
+    ours, theirs = one.values, factor * other.values
+
     def back_through_sum() -> None:
-        flow.give(one, _summed(root.gradient, dims, one))
-        flow.give(other, _summed(root.gradient, dims, other) * factor**2)
+        for part, mine, its, by in ((one, ours, theirs, 1.0), (other, theirs, ours, factor**2)):
+            given = _summed(root.gradient, dims, part) * by
+            shape = conditional(root.profile, root.h.detach(), mine, its)
+            flow.give(part, given, shape * (given.same / max(mean(shape), 1e-300)))
 
     flow.later(back_through_sum)
     return Value(dims, root, root.h)

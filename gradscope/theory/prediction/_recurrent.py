@@ -1,14 +1,15 @@
 """Recurrent layers: their units are drawn, their weights enter as moments.
 
-4,096 units see in each step gates of the right spread. What the inputs give has a part that stays and one that is drawn
-anew; what the last outputs give is as alike from step to step as these are; the biases stay. Back through time each unit
-has the gradient that its own slopes give it, and what comes over the recurrent weights is drawn, as alike from step to
-step as what went into them.
+4,096 units see in each step gates of the right spread. What the inputs give has a part that stays and one that is
+drawn anew; what the last outputs give is as alike from step to step as these are; the biases stay. Back through time
+each unit has the gradient that its own slopes give it, and what comes over the recurrent weights is drawn, as alike
+from step to step as what went into them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from gradscope.theory.prediction import _grid
 from gradscope.theory.prediction._capture import Operation
-from gradscope.theory.prediction._flow import Constant, Flow, NoRule, rule
+from gradscope.theory.prediction._constant import Constant
+from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Alike, Atom, Root, Value
 
 _UNITS = 4096
@@ -58,7 +61,7 @@ def recurrent(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: An
         gradients = list(arriving.unbind(1))
         for stack in reversed(stacks):
             parts = [layer.back(draw, gradients[way]) for way, layer in enumerate(stack)]
-            gradients = [sum(part[i] for part in parts) for i in range(len(parts[0]))]
+            gradients = [torch.stack([part[i] for part in parts]).sum(0) for i in range(len(parts[0]))]
         same, position = _alike(gradients[0])
         flow.give(x, Alike(same, position, 0.0, 0.0))
 
@@ -90,7 +93,8 @@ class _Layer:
         self.w_ih, self.w_hh = weights[0].moments.square, weights[1].moments.square
         self.biases = [one.moments.square for one in weights[2:]]
         self.fan_in, self.hidden = weights[0].shape[1], hidden
-        self._cell = {"lstm": _Lstm, "gru": _Gru}.get(kind, _Plain)(kind)
+        cells: dict[str, Callable[[str], Any]] = {"lstm": _Lstm, "gru": _Gru}
+        self._cell = cells.get(kind, _Plain)(kind)
         self._slopes: list[Any] = []
         self._backwards = False
         self._sources = 1
@@ -99,7 +103,9 @@ class _Layer:
         """The outputs `(steps, units)`, of inputs from each of the sequences."""
         cell, gates = self._cell, self._cell.gates
         self._backwards, self._sources = backwards, len(sequences)
-        stay = [draw(gates) * math.sqrt(b) for b in self.biases] or [torch.zeros((gates, _UNITS), dtype=torch.float64)] * 2
+        stay = [draw(gates) * math.sqrt(b) for b in self.biases] or [
+            torch.zeros((gates, _UNITS), dtype=torch.float64)
+        ] * 2
         each = [_Mixed(draw, gates) for _ in sequences]
         state, mixed, outputs = cell.start(), _Mixed(draw, gates), []
         steps = sequences[0].shape[0]
@@ -139,7 +145,7 @@ def _alike(every: Tensor) -> tuple[float, float]:
 
 
 class _Mixed:
-    """Sums over all units with fixed random weights: normal, and as alike from step to step as what they are sums of."""
+    """Sums over all units with fixed random weights: normal, as alike from step to step as what they are sums of."""
 
     def __init__(self, drawn: Any, rows: int) -> None:
         self._drawn, self._rows = drawn, rows
@@ -155,7 +161,8 @@ class _Mixed:
             self._noise = c * self._noise + math.sqrt(1.0 - c * c) * self._drawn(self._rows)
         self._before = x
         rows = x.shape[0] if x.dim() > 1 else 1
-        return self._noise * math.sqrt(weight * rows * float(x.square().mean()))
+        found: Tensor = self._noise * math.sqrt(weight * rows * float(x.square().mean()))
+        return found
 
 
 class _Lstm:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._attention import bilinear
 from gradscope.theory.prediction._capture import Operation
-from gradscope.theory.prediction._flow import Constant, Flow, Indices, NoRule, regroup_or_guess, rule
+from gradscope.theory.prediction._constant import Constant, Indices
+from gradscope.theory.prediction._flow import Flow, regroup_or_guess
 from gradscope.theory.prediction._grid import largest_of, mean, square
-from gradscope.theory.prediction._value import Alike, Atom, Dims, Root, Value
+from gradscope.theory.prediction._registry import NoRule, rule
+from gradscope.theory.prediction._value import NOTHING, Alike, Atom, Dims, Root, Value
 
 # -- the same entries in another form -----------------------------------------------------------------------
 
@@ -59,7 +62,7 @@ def turned(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) 
 )  # fmt: skip
 def parts(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Parts along a dimension: of units they have nothing to do with each other, though they are spread alike."""
-    made = []
+    made: list[Value | Indices] = []
     for shape in operation.shapes:
         if isinstance(x, Indices):
             made.append(Indices(regroup_or_guess(x.dims, shape), x.alike, x.tensor))
@@ -110,7 +113,7 @@ def together(flow: Flow, operation: Operation, pieces: Any, *args: Any, **kwargs
     shape = operation.shapes[0]
     values = [one for one in pieces if isinstance(one, Value)]
     total = sum(math.prod(one.shape) for one in pieces)
-    distribution, weights, alike, centre = [], [], Alike(0.0, 0.0, 0.0, 0.0), 0.0
+    distribution, weights, alike = [], [], NOTHING
     for one in pieces:
         share = math.prod(one.shape) / total
         if isinstance(one, Value):
@@ -158,8 +161,6 @@ def product(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> Any:
     else:
         x, w = args[:2]
     if isinstance(x, Value) and isinstance(w, Value):
-        from gradscope.theory.prediction._attention import bilinear
-
         return bilinear(flow, operation, x, w, bias)
     if isinstance(x, Constant) and isinstance(w, Value):
         raise NoRule("a constant from the left")
@@ -173,13 +174,15 @@ def product(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> Any:
     mixed = "position" in summed and any(atom.label == "unit" for dim in x.dims[:-1] for atom in dim)
     dims = (*x.dims[:-1], (Atom("position" if mixed else "unit", shape[-1]),))
     w_square, w_mean = w.moments.square, w.moments.mean
-    return weighted(flow, x, dims, w_square, w_mean, fan_in, shape[-1], bias, over_positions="position" in summed)
+    over = "position" in summed
+    return weighted(flow, x, dims, w, w_square, w_mean, fan_in, shape[-1], bias, over_positions=over)
 
 
 def weighted(
     flow: Flow,
     x: Value,
     dims: Dims,
+    weight: Constant,
     w_square: float,
     w_mean: float,
     fan_in: float,
@@ -187,27 +190,36 @@ def weighted(
     bias: Any = None,
     *,
     over_positions: bool = False,
+    often: float = 1.0,
+    apart: tuple[float, float] = (1.0, 1.0),
 ) -> Value:
     """Sums of fan_in entries with random weights: normal entries. Back, each entry has the gradients of fan_out sums.
 
-    Over positions: each has weights of its own, so that what is made at two of them is not alike.
+    Over positions: each has weights of its own, so that what is made at two of them is not alike. Where a kernel reaches
+    beyond the picture, two positions have only a part of their weights in common: `apart`, of outputs and of inputs.
     """
     alike = x.alike * (fan_in * w_square)
     if over_positions:
         alike = Alike(alike.same, 0.0, alike.input, 0.0)
+    alike = Alike(alike.same, alike.position * apart[0], alike.input, alike.both * apart[0])
     centre = fan_in * w_mean * x.mean
     alike = alike + Alike.shared(max(centre**2 - fan_in * (w_mean * x.mean) ** 2, 0.0))
     if isinstance(bias, Constant):
         alike = alike + Alike.shared(bias.moments.square + 2.0 * centre * bias.moments.mean)
         centre += bias.moments.mean
     root = Root.gaussian(alike, centre)
+    made = Value(dims, root, root.h)
+    given = x.alike
 
     def back() -> None:
+        flow.note(weight, made, root.gradient, given, often)
+        flow.note(bias, made, root.gradient)
         gradient = root.gradient * (fan_out * w_square)
-        flow.give(x, Alike(gradient.same, 0.0, gradient.input, 0.0) if over_positions else gradient)
+        far = 0.0 if over_positions else apart[1]
+        flow.give(x, Alike(gradient.same, gradient.position * far, gradient.input, gradient.both * far))
 
     flow.later(back)
-    return Value(dims, root, root.h)
+    return made
 
 
 @rule("aten.convolution")
@@ -228,24 +240,30 @@ def convolution(
     if not (isinstance(x, Value) and isinstance(w, Constant)):
         raise NoRule("of these")
     shape, kernel = operation.shapes[0], w.shape[2:]
-    pairs, outputs, inputs = 1, 1, 1
+    pairs, outputs, inputs, apart, apart_back = 1.0, 1, 1, 1.0, 1.0
     for d, size in enumerate(kernel):
         here, there = x.shape[2 + d], shape[2 + d]
         s, p, dil = (one[d] if len(one) > 1 else one[0] for one in (stride, padding, dilation))
-        outputs, inputs = outputs * there, inputs * here
         many, few = (there, here) if transposed else (here, there)
-        pairs *= sum(0 <= o * s - p + t * dil < many for o in range(few) for t in range(size))
+        taps = [sum(0 <= o * s - p + t * dil < many for o in range(few)) for t in range(size)]
+        total, squares = sum(taps), sum(n * n for n in taps)
+        outputs, inputs, pairs = outputs * there, inputs * here, pairs * total
+        apart *= squares / (total * there)  # of two positions both have a tap
+        apart_back *= squares / (total * here)
     into, out = (w.shape[0], w.shape[1] * groups) if transposed else (w.shape[1] * groups, w.shape[0])
     dims = (x.dims[0], (Atom("unit", out),), *(((Atom("position", n),) if n > 1 else ()) for n in shape[2:]))
     return weighted(
         flow,
         x,
         dims,
+        w,
         w.moments.square,
         w.moments.mean,
         into / groups * pairs / outputs,
         out / groups * pairs / inputs,
         bias,
+        often=pairs / (outputs * math.prod(kernel)),
+        apart=(apart, apart_back),
     )
 
 
@@ -273,9 +291,7 @@ def layer_norm(
 
 
 @rule("rms_norm", "aten._fused_rms_norm", "aten.rms_norm")
-def rms_norm(
-    flow: Flow, operation: Operation, x: Any, shape: Any, weight: Any = None, eps: float | None = None
-) -> Any:
+def rms_norm(flow: Flow, operation: Operation, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """The units of each position have mean square 1."""
     return [_affine(flow, _scaled(x, 0.0, square(x.values) + (eps or 1e-7)), weight, None), None]
 
@@ -300,7 +316,9 @@ def _affine(flow: Flow, x: Value, weight: Any, bias: Any) -> Value:
     return x
 
 
-@rule("aten.native_batch_norm", "aten._native_batch_norm_legit", "aten.cudnn_batch_norm", "aten._batch_norm_with_update")
+@rule(
+    "aten.native_batch_norm", "aten._native_batch_norm_legit", "aten.cudnn_batch_norm", "aten._batch_norm_with_update"
+)
 def batch_norm(
     flow: Flow,
     operation: Operation,
@@ -448,10 +466,12 @@ def max_pool(flow: Flow, operation: Operation, x: Any, kernel: Any, *args: Any, 
     h = _at(values, top)
     root = Root(h.clone().requires_grad_(), x.root.position, x.root.input, x.root.both)
 
+    chosen = _grid.chance_to_be_largest(window, x.root.position)
+
     def back() -> None:
-        slope = mean(((_at(values, top + 1e-3) - _at(values, top - 1e-3)).abs() > 1e-12).double())
-        usual = mean((torch.gradient(values)[0].abs() > 1e-12).double())
-        flow.give(x, root.gradient * (outputs / inputs), steeper=slope / max(usual, 1e-12))
+        share = outputs / inputs
+        own = _grid.at_values(root.profile, root.h.detach(), values) * (share * window) * chosen
+        flow.give(x, root.gradient * share, own * (share * root.gradient.same / max(mean(own), 1e-300)))
 
     flow.later(back)
     return [Value(dims, root, root.h), None]
@@ -497,9 +517,6 @@ def like(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) ->
 @rule("aten.bernoulli")
 def chance(flow: Flow, operation: Operation, x: Any, p: float = 0.5, *args: Any, **kwargs: Any) -> Any:
     """1 for a share p of the entries, else 0: each by itself."""
-    h = (_grid.CDF > 1.0 - p).double()
+    h = (1.0 - p < _grid.CDF).double()
     root = Root.of(h, Alike(p, p * p, p * p, p * p))
     return Value(x.dims, root, root.h)
-
-
-from gradscope.theory.prediction import _attention, _recurrent  # noqa: E402, F401

@@ -8,14 +8,14 @@ entry by entry stays a function of its root, however it is written: x·sigmoid(x
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradscope.theory.prediction import _grid
-from gradscope.theory.prediction._grid import Z, Pair, mean, square
+from gradscope.theory.prediction._grid import Pair, Z, mean, square
 
 Label = Literal["input", "position", "unit"]
 
@@ -85,6 +85,7 @@ class Root:
         h: H on the grid; functions of it know their slope by autograd.
         position, input, both: correlations of the z of one unit.
         gradient: mean products of the gradients of the entries, as far as they have come.
+        profile: the mean square of the gradient as a function of z, on the grid.
     """
 
     h: Tensor
@@ -92,21 +93,22 @@ class Root:
     input: float
     both: float
     gradient: Alike = NOTHING
+    profile: Tensor = field(default_factory=lambda: torch.zeros(_grid.POINTS, dtype=torch.float64))
 
     @classmethod
     def gaussian(cls, alike: Alike, centre: float = 0.0) -> Root:
         """Normal entries of this mean and these mean products."""
         var = max(alike.same - centre**2, 0.0)
         h = centre + math.sqrt(var) * Z
-        cs = [_share(a - centre**2, var) for a in alike.numbers[1:]]
-        return cls(h.clone().requires_grad_(), *cs)
+        position, inputs, both = (_share(a - centre**2, var) for a in alike.numbers[1:])
+        return cls(h.clone().requires_grad_(), position, inputs, both)
 
     @classmethod
     def of(cls, h: Tensor, alike: Alike) -> Root:
         """Entries of this distribution, an increasing function of z, and these mean products of two."""
         pair = Pair(h.detach())
-        cs = [pair.correlation(a) for a in alike.numbers[1:]]
-        return cls(h.detach().clone().requires_grad_(), *cs)
+        position, inputs, both = (pair.correlation(a) for a in alike.numbers[1:])
+        return cls(h.detach().clone().requires_grad_(), position, inputs, both)
 
 
 def _share(part: float, whole: float) -> float:

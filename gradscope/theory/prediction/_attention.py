@@ -80,7 +80,9 @@ def averaged_by(
     spread = factor**2 * width * q.same * max(k.same - k.position, 0.0)
     alongside = factor**2 * width * q.position * max(k.same - k.position, 0.0)
     widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
-    same = sum(widen / (n - 1 + widen) for n in counts) / len(counts)
+    shares = [widen / (n - 1 + widen) for n in counts]
+    same = sum(shares) / len(shares)
+    moved = sum(s * (1.0 - s) for s in shares) / len(shares)  # a single key has no choice
     overlap = _overlap(counts, between)
     varied = v.same - v.position
     alike = Alike(
@@ -100,7 +102,7 @@ def averaged_by(
         rest = queries * (1.0 - overlap) * g.input + pairs * (1.0 - overlap) * g.both
         others = max(keys * (keys - 1), 1) / heads
         flow.give(value, Alike(heads * total / keys, crossed / others, heads * at_inputs / keys, rest / others))
-        logits = factor**2 * width * g.same * varied * same  # Σ_j of the logits' gradients squared, of one query
+        logits = factor**2 * width * g.same * varied * moved  # Σ_j of the logits' gradients squared, of one query
         flow.give(query, Alike.alone(logits * max(k.same - k.position, 0.0)))
         flow.give(key, Alike.alone(heads * queries / keys * logits * q.same))
 

@@ -17,6 +17,9 @@ from gradscope.theory.prediction._grid import Pair, mean, quantiles
 from gradscope.theory.prediction._registry import RULES, NoRule
 from gradscope.theory.prediction._value import Alike, Atom, Dims, Label, Root, Value, regroup
 
+_LARGEST = 1 << 24
+"""Entries of a constant that is worked out."""
+
 _PART_NAMES = """t view _unsafe_view reshape transpose permute slice select unbind split split_with_sizes chunk
 unsqueeze squeeze expand detach alias clone _to_copy narrow"""
 _PARTS = frozenset("aten." + name for name in _PART_NAMES.split())
@@ -120,19 +123,42 @@ class Flow:
         tensor = self.tensors.get(operation.outputs[i])
         shape = operation.shapes[i]
         first = next((one for one in _all(args, kwargs) if isinstance(one, Constant)), None)
-        part = first is not None and math.prod(first.shape) >= math.prod(shape)
-        name = first.name if first is not None and part and operation.name in _PARTS else None
-        share = math.prod(shape) / max(math.prod(first.shape), 1) * first.share if first is not None else 1.0
-        if tensor is not None and tensor.device.type != "meta":
+        part = operation.name in _PARTS and first is not None
+        name = first.name if first is not None and part else None
+        share = min(math.prod(shape) / max(math.prod(first.shape), 1), 1.0) * first.share if first is not None else 1.0
+        if tensor is not None and tensor.device.type == "meta":
+            tensor = self._elsewhere(operation, i, args, kwargs)
+        if tensor is not None:
             return Constant.of(tensor, name, share)
+        if operation.name in ("aten.cos", "aten.sin"):  # of angles that are not known
+            return Constant(shape, Moments(0.5))
         if first is not None and part:
             return Constant(shape, first.moments, None, name, share)
-        return Constant(shape, Moments(0.0))
+        if first is not None and operation.name in ("aten.mul", "aten.div") and isinstance(args[1], (int, float)):
+            by = args[1] if operation.name == "aten.mul" else 1.0 / args[1]
+            return Constant(shape, Moments(first.moments.square * by**2, first.moments.mean * by))
+        return Constant(shape, Moments(math.nan, math.nan))
+
+    def _elsewhere(self, operation: Operation, i: int, args: Any, kwargs: Any) -> Tensor | None:
+        """What an operation on the meta device would have given, where all that it takes is known."""
+        if math.prod(operation.shapes[i]) > _LARGEST:
+            return None
+        function = getattr(torch.ops.aten, operation.name.removeprefix("aten."), None)
+        try:
+            given = {**_values(kwargs), "device": "cpu"} if "device" in kwargs else _values(kwargs)
+            made = None if function is None else function(*_values(args), **given)
+        except (RuntimeError, TypeError, KeyError):
+            return None
+        found = made[i] if isinstance(made, (list, tuple)) else made
+        return found if isinstance(found, Tensor) and found.device.type == "cpu" else None
 
     def _table(self, operation: Operation, table: Constant, indices: Constant) -> Value:
         """Rows of a table that are the same for all inputs, as those for positions are."""
         moments, apart = table.moments, table.moments.mean**2
-        rows = 0.0 if indices.tensor is None else _same_share(indices.tensor)
+        if indices.tensor is not None:
+            rows = _same_share(indices.tensor)
+        else:  # not known: all different where there are enough rows for it, else all the same
+            rows = 0.0 if table.shape[0] >= operation.shapes[0][-2] else 1.0
         position = apart + rows * (moments.square - apart)
         root = Root.gaussian(Alike(moments.square, position, moments.square, position), moments.mean)
         shape = operation.shapes[0]
@@ -209,6 +235,19 @@ class Flow:
         factors = Alike(0.0, pair.at(root.position), pair.at(root.input), pair.at(root.both))
         root.profile = root.profile + here
         root.gradient = root.gradient + gradient.times(factors) + Alike(mean(here), 0.0, 0.0, 0.0)
+
+
+def _values(value: Any) -> Any:
+    """Constants as tensors; KeyError where one is not known."""
+    if isinstance(value, Constant):
+        if value.tensor is None or value.tensor.device.type == "meta":
+            raise KeyError("no values")
+        return value.tensor
+    if isinstance(value, dict):
+        return {key: _values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_values(item) for item in value)
+    return value
 
 
 def _same_share(numbers: Tensor) -> float:

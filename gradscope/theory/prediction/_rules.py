@@ -111,6 +111,7 @@ def _shrunk(dim: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
 def together(flow: Flow, operation: Operation, pieces: Any, *args: Any, **kwargs: Any) -> Any:
     """One after another: a mixture of their entries."""
     shape = operation.shapes[0]
+    pieces = [one for one in pieces if math.prod(one.shape)]
     values = [one for one in pieces if isinstance(one, Value)]
     total = sum(math.prod(one.shape) for one in pieces)
     distribution, weights, alike = [], [], NOTHING
@@ -240,16 +241,14 @@ def convolution(
     if not (isinstance(x, Value) and isinstance(w, Constant)):
         raise NoRule("of these")
     shape, kernel = operation.shapes[0], w.shape[2:]
-    pairs, outputs, inputs, apart, apart_back = 1.0, 1, 1, 1.0, 1.0
+    pairs, squares, outputs, inputs = 1.0, 1.0, 1, 1
     for d, size in enumerate(kernel):
         here, there = x.shape[2 + d], shape[2 + d]
         s, p, dil = (one[d] if len(one) > 1 else one[0] for one in (stride, padding, dilation))
         many, few = (there, here) if transposed else (here, there)
         taps = [sum(0 <= o * s - p + t * dil < many for o in range(few)) for t in range(size)]
-        total, squares = sum(taps), sum(n * n for n in taps)
-        outputs, inputs, pairs = outputs * there, inputs * here, pairs * total
-        apart *= squares / (total * there)  # of two positions both have a tap
-        apart_back *= squares / (total * here)
+        outputs, inputs = outputs * there, inputs * here
+        pairs, squares = pairs * sum(taps), squares * sum(n * n for n in taps)
     into, out = (w.shape[0], w.shape[1] * groups) if transposed else (w.shape[1] * groups, w.shape[0])
     dims = (x.dims[0], (Atom("unit", out),), *(((Atom("position", n),) if n > 1 else ()) for n in shape[2:]))
     return weighted(
@@ -263,8 +262,16 @@ def convolution(
         out / groups * pairs / inputs,
         bias,
         often=pairs / (outputs * math.prod(kernel)),
-        apart=(apart, apart_back),
+        apart=(_shared(pairs, squares, outputs), _shared(pairs, squares, inputs)),
     )
+
+
+def _shared(pairs: float, squares: float, places: int) -> float:
+    """The part of its taps that a place has in common with another one, on average over two different places.
+
+    `pairs` counts places and taps, `squares` pairs of places that have the same tap, each place with itself included.
+    """
+    return (squares - pairs) / (places - 1) / pairs if places > 1 else 1.0
 
 
 @rule("aten.embedding")
@@ -347,8 +354,10 @@ def batch_norm(
     def back() -> None:
         gradient = root.gradient
         all_alike = _average(gradient, inputs, places)
-        along = gradient.same / (inputs * places)  # what changes the variance
-        flow.give(x, (gradient + Alike.shared(-all_alike) + Alike(-along, 0.0, 0.0, 0.0)) * gain)
+        count = inputs * places
+        along = gradient.same / count  # what changes the variance
+        narrow = count / (count - 3) if count > 3 else 1.0  # E[1/s²]·σ² of a variance from so many entries
+        flow.give(x, (gradient + Alike.shared(-all_alike) + Alike(-along, 0.0, 0.0, 0.0)) * (gain * narrow))
 
     flow.later(back)
     return [_affine(flow, Value(x.dims, root, root.h), weight, bias), None, None]

@@ -13,7 +13,7 @@ from gradscope._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from gradscope import activations, init, theory
-    from gradscope.experiments import SweepConfig, probe, sweep
+    from gradscope.experiments import SweepConfig, predict, probe, sweep
     from gradscope.hooks import GradScope, NonFinite, NonFiniteError
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
 
@@ -27,6 +27,7 @@ __all__ = [
     "SweepConfig",
     "activations",
     "init",
+    "predict",
     "probe",
     "sweep",
     "theory",
@@ -40,6 +41,7 @@ _ROOMS = {
     "Recording": "gradscope.recording",
     "RecordingError": "gradscope.recording",
     "SweepConfig": "gradscope.experiments",
+    "predict": "gradscope.experiments",
     "probe": "gradscope.experiments",
     "sweep": "gradscope.experiments",
 }

@@ -1,4 +1,4 @@
-"""Experiments: probe one model on one batch, sweep plain networks over init, activation, depth and width.
+"""Experiments: probe one model on one batch, predict it, sweep plain networks over init, activation, depth and width.
 
 Lazy: the settings (`SweepConfig`, `SettingsError`) come without torch.
 """
@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradscope.experiments._config import SettingsError, SweepConfig
     from gradscope.experiments._networks import plain_network
+    from gradscope.experiments._predict import predict
     from gradscope.experiments._probe import probe
     from gradscope.experiments._sweep import sweep
 
-__all__ = ["SettingsError", "SweepConfig", "plain_network", "probe", "sweep"]
+__all__ = ["SettingsError", "SweepConfig", "plain_network", "predict", "probe", "sweep"]
 
 _FILES = {
     "SettingsError": "_config",
     "SweepConfig": "_config",
     "plain_network": "_networks",
+    "predict": "_predict",
     "probe": "_probe",
     "sweep": "_sweep",
 }

@@ -14,8 +14,8 @@ from gradscope.hooks._sites import ROOT, call_name, fans_of, role_of
 from gradscope.init._untouched import run, untouched
 from gradscope.recording import Moments as Row
 from gradscope.recording import Recording, Signal, Site, StepRecord
+from gradscope.theory.prediction import Moments
 from gradscope.theory.prediction._capture import tensors
-from gradscope.theory.prediction._constant import Moments
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._prediction import predicted
 from gradscope.theory.prediction._value import Value
@@ -38,6 +38,10 @@ def predict(model: nn.Module, inputs: Any, parameters: Mapping[str, Moments] | N
 
     Raises:
         TypeError, ValueError: an argument is not as above, or a parameter on the meta device has no moments.
+
+    >>> recording = predict(nn.Sequential(nn.Linear(64, 64), nn.Tanh()), torch.ones(2, 64))
+    >>> recording.facts["coverage"]
+    {'covered': 2, 'assumed': {}}
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; predict takes a torch.nn.Module")

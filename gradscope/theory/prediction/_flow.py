@@ -225,7 +225,9 @@ class Flow:
         if not value.f.requires_grad:
             return
         profile = torch.full_like(root.profile, gradient.same) if profile is None else profile
-        slopes = torch.autograd.grad(value.f.sum(), towards, retain_graph=True, allow_unused=True)
+        slopes: Sequence[Tensor | None] = torch.autograd.grad(
+            value.f.sum(), towards, retain_graph=True, allow_unused=True
+        )
         for one, slope in zip(seen, slopes[1:], strict=True):
             if slope is not None:
                 one.gradient += mean(profile * slope * slope)

@@ -12,6 +12,7 @@ from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._grid import POINTS, conditional, mean, outer, square
+from gradscope.theory.prediction._parameters import added, multiplied
 from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Alike, Dims, Root, Value, broadcast, number
 
@@ -36,8 +37,12 @@ def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> An
     scores = next((one.scores for one in values if one.scores is not None), None)
     if scores is not None and constants and operation.name == "aten.add":
         return replace(values[0], scores=replace(scores, mask=constants[0]))
-    if constants and (varied := _varied(flow, operation, values[0], constants[0], args)) is not None:
-        return varied
+    if (
+        len(values) == 1
+        and len(constants) == 1
+        and (made := _with_a_constant(flow, operation, args, kwargs)) is not None
+    ):
+        return made
     function = getattr(torch.ops.aten, operation.name.removeprefix("aten."))
     given = [
         one.f if isinstance(one, Value) else number(one.moments.mean) if isinstance(one, Constant) else one
@@ -57,23 +62,15 @@ def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> An
     return Value(dims, root, f, scores=scores)
 
 
-def _varied(flow: Flow, operation: Operation, value: Value, constant: Any, args: tuple[Any, ...]) -> Value | None:
-    """What a constant of different numbers does: a bias spreads the entries, a factor widens them."""
+def _with_a_constant(flow: Flow, operation: Operation, args: tuple[Any, ...], kwargs: Any) -> Value | None:
+    """A bias that is added, a factor; None where the entries are made another way."""
     name = operation.name.removeprefix("aten.")
-    if constant.spread == 0.0 or name not in ("add", "sub", "mul", "div"):
-        return None
+    first, second = args[:2]
+    value, constant = (first, second) if isinstance(first, Value) else (second, first)
     if name in ("add", "sub"):
-        factor = 1.0 if name == "add" or args[0] is value else -1.0
-        sign = -1.0 if name == "sub" and args[0] is value else 1.0
-        alike = value.alike + constant.alike(value.dims)
-        alike = alike + Alike.shared(2.0 * factor * sign * value.mean * constant.moments.mean)
-        root = Root.gaussian(alike, factor * value.mean + sign * constant.moments.mean)
-        flow.later(lambda: flow.give(value, root.gradient))
-        return Value(value.dims, root, root.h)
-    if name == "div":
-        return None
-    rms = math.sqrt(constant.moments.square)
-    return Value(value.dims, value.root, value.f * rms)
+        alpha = float(kwargs.get("alpha", 1.0)) * (-1.0 if name == "sub" else 1.0)
+        return added(flow, value, constant, *((alpha, 1.0) if value is first else (1.0, alpha)))
+    return multiplied(flow, value, constant) if name == "mul" else None
 
 
 def _two_roots(flow: Flow, operation: Operation, values: list[Value], args: tuple[Any, ...], kwargs: Any) -> Value:

@@ -13,6 +13,7 @@ from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant, Indices
 from gradscope.theory.prediction._flow import Flow, regroup_or_guess
 from gradscope.theory.prediction._grid import largest_of, mean, square
+from gradscope.theory.prediction._parameters import added, multiplied
 from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import NOTHING, Alike, Atom, Dims, Root, Value
 
@@ -196,8 +197,8 @@ def weighted(
 ) -> Value:
     """Sums of fan_in entries with random weights: normal entries. Back, each entry has the gradients of fan_out sums.
 
-    Over positions: each has weights of its own, so that what is made at two of them is not alike. Where a kernel reaches
-    beyond the picture, two positions have only a part of their weights in common: `apart`, of outputs and of inputs.
+    Over positions: each has weights of its own, so that what is made at two of them is not alike. Where a kernel
+    reaches beyond the picture, two positions have a part of their weights in common: `apart`, of outputs and inputs.
     """
     alike = x.alike * (fan_in * w_square)
     if over_positions:
@@ -310,17 +311,8 @@ def _scaled(x: Value, centre: float, var: float) -> Value:
 
 def _affine(flow: Flow, x: Value, weight: Any, bias: Any) -> Value:
     if isinstance(weight, Constant):
-        factor = weight.moments.mean if weight.spread == 0.0 else math.sqrt(weight.moments.square)
-        x = Value(x.dims, x.root, x.f * factor)
-    if isinstance(bias, Constant) and bias.moments.square > 0.0:
-        if bias.spread == 0.0:
-            return Value(x.dims, x.root, x.f + bias.moments.mean)
-        before = x
-        alike = before.alike + Alike.shared(bias.moments.square + 2.0 * before.mean * bias.moments.mean)
-        root = Root.gaussian(alike, before.mean + bias.moments.mean)
-        flow.later(lambda: flow.give(before, root.gradient))
-        return Value(x.dims, root, root.h)
-    return x
+        x = multiplied(flow, x, weight)
+    return added(flow, x, bias) if isinstance(bias, Constant) else x
 
 
 @rule(

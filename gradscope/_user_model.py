@@ -74,6 +74,18 @@ def probe(user: UserModel) -> Recording:
         raise Mistake(f"{user.name} cannot be probed: {_explained(error)}") from error
 
 
+def predict(user: UserModel, scheme: str | None) -> Recording:
+    """Predicts it, under a scheme or with the weights that it has; Mistake where the model cannot take the batch."""
+    from gradscope import init
+    from gradscope.experiments import predict as run
+
+    try:
+        planned = None if scheme is None else init.plan(user.model, scheme)
+        return run(user.model, user.inputs, planned)
+    except (Exception, SystemExit) as error:
+        raise Mistake(f"{user.name} cannot be predicted: {_explained(error)}") from error
+
+
 def _call(target: str, what: str) -> Any:
     module_name, colon, name = target.partition(":")
     if not colon or not module_name or not name:

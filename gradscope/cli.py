@@ -1,4 +1,4 @@
-"""`gradscope-report`: sweep, show, probe, activation, export, merge.
+"""`gradscope-report`: sweep, show, probe, predict, activation, export, merge, verify.
 
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
@@ -78,6 +78,10 @@ Factory = Annotated[
         help="Returns a model or (model, inputs[, target[, loss_fn]]).",
         show_default=False,
     ),
+]
+Scheme = Annotated[
+    str | None,
+    typer.Option(help="A scheme, or auto, in place of the weights that the model has.", autocompletion=_schemes),
 ]
 Batch = Annotated[
     str | None,
@@ -162,6 +166,22 @@ def probe(factory: Factory, batch: Batch = None, out: Out = _REPORTS, json: Json
     from gradscope import _user_model
 
     recording = _user_model.probe(_user_model.load(factory, batch))
+    _report_run(recording, Output(out, json, quiet))
+
+
+@app.command()
+def predict(
+    factory: Factory,
+    init: Scheme = None,
+    batch: Batch = None,
+    out: Out = _REPORTS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What theory expects of your own model, on the meta device too: no step, no memory for its weights."""
+    from gradscope import _user_model
+
+    recording = _user_model.predict(_user_model.load(factory, batch), init)
     _report_run(recording, Output(out, json, quiet))
 
 

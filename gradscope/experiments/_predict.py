@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.hooks._sites import ROOT, call_name, fans_of, role_of
+from gradscope.init import InitPlan
 from gradscope.init._untouched import run, untouched
 from gradscope.recording import Moments as Row
 from gradscope.recording import Recording, Signal, Site, StepRecord
@@ -21,7 +23,7 @@ from gradscope.theory.prediction._prediction import predicted
 from gradscope.theory.prediction._value import Value
 
 
-def predict(model: nn.Module, inputs: Any, parameters: Mapping[str, Moments] | None = None) -> Recording:
+def predict(model: nn.Module, inputs: Any, parameters: InitPlan | Mapping[str, Moments] | None = None) -> Recording:
     """What one forward and one backward of a model on one batch should give, by theory.
 
     The model's operations are captured in one forward pass, which on the meta device costs nothing, and moments are
@@ -30,7 +32,9 @@ def predict(model: nn.Module, inputs: Any, parameters: Mapping[str, Moments] | N
     Args:
         model: any module; its weights count as random, with the mean and the mean square that they have.
         inputs: as `probe` takes them; tensors on the meta device count as N(0, 1), or as tokens that are all different.
-        parameters: moments of the parameters whose values do not exist, by name.
+        parameters: moments of parameters, by name, or a plan (`gradscope.init.plan(model, scheme)`), to be taken in
+            place of the values that they have; of those on the meta device all are needed. What a plan leaves as it is
+            has its values or, on the meta device, torch's default: norms 1 and 0, embeddings N(0, 1).
 
     Returns:
         A recording of one step: `activation`, `activation_grad`, `weight` and `weight_grad`, the facts `source`
@@ -45,7 +49,7 @@ def predict(model: nn.Module, inputs: Any, parameters: Mapping[str, Moments] | N
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; predict takes a torch.nn.Module")
-    given = dict(parameters or {})
+    given = _of_plan(model, parameters) if isinstance(parameters, InitPlan) else dict(parameters or {})
     missing = [name for name, p in model.named_parameters() if p.device.type == "meta" and name not in given]
     if missing:
         raise ValueError(
@@ -122,6 +126,28 @@ def _recording(model: nn.Module, flow: Flow) -> Recording:
         )
     )
     return recording
+
+
+def _of_plan(model: nn.Module, plan: InitPlan) -> dict[str, Moments]:
+    """The variances asked for; of a packed parameter's blocks the mean, each by its size."""
+    sizes: dict[str, int] = defaultdict(int)
+    squares: dict[str, float] = defaultdict(float)
+    for row in plan:
+        if row.scheme is not None and row.variance_asked is not None:
+            size = math.prod(row.shape)
+            sizes[row.parameter] += size
+            squares[row.parameter] += size * row.variance_asked
+    found = {name: Moments(squares[name] / size) for name, size in sizes.items()}
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if name in found or parameter.device.type != "meta":
+            continue
+        if role_of(module) == "norm":
+            found[name] = Moments(1.0, 1.0) if own == "weight" else Moments(0.0)
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            found[name] = Moments(1.0)
+    return found
 
 
 def _of(parameter: Tensor) -> Moments | None:

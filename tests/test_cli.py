@@ -247,6 +247,10 @@ def no_model():
 def leaves():
     raise SystemExit("bye")
 
+def on_meta():
+    with torch.device("meta"):
+        return model(), torch.ones(3, 4)
+
 number = 3
 """
 
@@ -307,6 +311,29 @@ def test_a_module_that_cannot_be_imported_is_explained(write_module: Callable[[s
 # -- the program ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "arguments", [["with_inputs"], ["with_loss"], ["with_inputs", "--init", "auto"], ["on_meta", "--init", "he_normal"]]
+)
+def test_predict_draws_what_theory_expects(
+    arguments: list[str], write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    factory, *options = arguments
+    assert main(["predict", f"{write_module(MODEL)}:{factory}", *options]) == 0
+    assert "Step 0: rms at each site" in capsys.readouterr().out
+    assert Path("reports/profile__activation_grad.png").exists()
+
+
+def test_predict_explains_a_model_without_values_and_a_scheme_that_is_none(
+    write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    module = write_module(MODEL)
+    said = refused(capsys, "predict", f"{module}:on_meta")
+    assert said.startswith(f"{module}:on_meta cannot be predicted: ValueError: parameters has no moments of '0.weight'")
+    said = refused(capsys, "predict", f"{module}:with_inputs", "--init", "he_norml")
+    assert "he_norml" in said
+    assert "he_normal" in said
+
+
 def test_help_and_version_import_neither_torch_nor_matplotlib_nor_numpy() -> None:
     code = (
         "import sys; from gradscope.cli import main\n"
@@ -315,7 +342,7 @@ def test_help_and_version_import_neither_torch_nor_matplotlib_nor_numpy() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("sweep", "show", "probe", "activation", "export"))
+    assert all(command in done.stdout for command in ("sweep", "show", "probe", "predict", "activation", "export"))
     assert f"gradscope-report {gradscope.__version__}" in done.stdout
 
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.overhead [--tools gradscope wandb] [--workloads W1 W2] [--rounds 20] [--out FOLDER]`.
+"""`python -m benchmarks.overhead [--tools gradscope wandb] [--workloads W1 W2] [--rounds 40] [--out FOLDER]`.
 
 Each tool on each workload in a process of its own; prints the table and saves it as overhead.json, .md and .png. What a
 former run of the same machine left in the folder stays, and is replaced where it is measured again: so peers that do
-not install together can be measured from two environments. Run it where nothing else runs: it takes about 1.5 hours.
+not install together can be measured from two environments. Run it where nothing else runs: it takes about 2 hours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tools", nargs="+", default=list(TOOLS), metavar="NAME", help=", ".join(TOOLS))
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), metavar="NAME", help="W1 to W4")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of blocks for each figure (default 20)")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs of blocks for each figure (default 40)")
     parser.add_argument("--tries", type=int, default=3, help="how often at most, where the machine was not quiet")
     parser.add_argument("--out", type=Path, default=Path("reports/overhead"), help="folder (default reports/overhead)")
     given = parser.parse_args()

@@ -23,7 +23,7 @@ from benchmarks.overhead.workloads import workload
 
 
 def measure(chosen: Tool, name: str, count: int, folder: Path) -> Result:
-    """The tool between two runs of the null tool of half as many rounds each."""
+    """The tool between two runs of the null tool of as many rounds each."""
     before = load()
     model = workload(name)
     own = -(-model.steps // chosen.period) * chosen.period
@@ -35,7 +35,7 @@ def measure(chosen: Tool, name: str, count: int, folder: Path) -> Result:
 
     def nothing_attached() -> Measured:
         short = Lengths(model.steps, warm=1)
-        return rounds(model, null, max(2, count // 2), short, short)
+        return rounds(model, null, count, short, short)
 
     first = nothing_attached()
     measured = rounds(model, attach, count, observed, bare)

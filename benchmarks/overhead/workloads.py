@@ -20,7 +20,7 @@ VOCABULARY = 1000
 class Workload:
     """A model in training on one batch.
 
-    `steps` is how many steps make a block of 0.2 to 0.7 seconds on one core of a present-day server.
+    `steps` is how many steps make a block of 0.2 to 0.5 seconds on one core of a present-day server.
     """
 
     title: str
@@ -80,7 +80,7 @@ def resnet() -> Workload:
         optimizer,
         torch.randn(32, 3, 32, 32),
         lambda y: cross_entropy(y, target),
-        steps=5,
+        steps=2,
     )
 
 
@@ -152,7 +152,7 @@ def lstm() -> Workload:
     """Two layers of 256 units below a linear head."""
     model = LSTM(256)
     title = "LSTM 2 × 256, 16 × 64 tokens, Adam"
-    return _language(title, model, torch.optim.Adam(model.parameters(), lr=1e-4), (16, 64), steps=6)
+    return _language(title, model, torch.optim.Adam(model.parameters(), lr=1e-4), (16, 64), steps=3)
 
 
 def _language(
@@ -163,7 +163,7 @@ def _language(
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "W1": lambda: mlp(256, 50, steps=10),
+    "W1": lambda: mlp(256, 50, steps=5),
     "W2": resnet,
     "W3": gpt,
     "W4": lstm,

@@ -5,6 +5,7 @@ The schemes are in-place functions with PyTorch's trailing underscore (`he_norma
 (`scheme_names()`), and take the layer's true fans where `torch.nn.init` takes a shape's.
 """
 
+from gradscope.init._audit import audit
 from gradscope.init._choice import SchemeLike
 from gradscope.init._fans import Fans
 from gradscope.init._initialize import initialize, plan
@@ -36,6 +37,7 @@ __all__ = [
     "Scheme",
     "SchemeLike",
     "VarianceScaling",
+    "audit",
     "delta_orthogonal_",
     "fans",
     "gain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 
 from gradscope.activations import Activation
@@ -103,7 +104,8 @@ class Card:
         rows += [(f"{fate.title}, gain {fate.gain:.4g}", _fate_words(fate)) for fate in self.fates]
         width = max(len(left) for left, _ in rows)
         head = f"{self.activation.name} behind pre-activations of mean square q = {self.q:g}"
-        return "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), *self.advice])
+        said = [line for sentence in self.advice for line in textwrap.wrap(sentence, 110)]
+        return "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), *said])
 
 
 def card(activation: str | Activation | None, q: float = 1.0) -> Card:

@@ -1,0 +1,67 @@
+"""All that was found, worst first."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+from gradscope.diagnosis._finding import SEVERITIES, Finding, Severity
+
+
+class Findings(Sequence[Finding]):
+    """Findings, worst first; of one severity in the order in which they were found.
+
+    >>> found = Findings([Finding("b", "note", "It is so."), Finding("a", "error", "It is bad.")])
+    >>> [one.rule for one in found], found.worst, bool(Findings(()))
+    (['a', 'b'], 'error', False)
+    """
+
+    def __init__(self, found: Iterable[Finding]) -> None:
+        self._found = tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> Findings: ...
+    def __getitem__(self, index: int | slice) -> Finding | Findings:
+        return Findings(self._found[index]) if isinstance(index, slice) else self._found[index]
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._found)
+
+    @property
+    def worst(self) -> Severity | None:
+        """The worst severity; None where nothing was found."""
+        return self._found[0].severity if self._found else None
+
+    def of(self, rule: str) -> Findings:
+        """Those of one rule."""
+        return Findings(one for one in self._found if one.rule == rule)
+
+    def to_json(self) -> str:
+        """A list of objects."""
+        return json.dumps([one.as_dict() for one in self._found], ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._found)) if self._found else "nothing found"
+
+    def __repr__(self) -> str:
+        return f"Findings({len(self._found)}: {', '.join(one.rule for one in self._found)})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f"<td>{html.escape(text)}</td>"
+                for text in (one.severity, one.rule, ", ".join(one.sites[:3]), one.explanation, one.remedy)
+            )
+            + "</tr>"
+            for one in self._found
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("severity", "rule", "where", "what", "remedy"))
+        return f"<table><tr>{head}</tr>{rows}</table>"

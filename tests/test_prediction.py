@@ -86,6 +86,19 @@ class Call(nn.Module):
         return self.function(x)
 
 
+class Projected(nn.Module):
+    """Causal attention whose queries, keys and values are sites of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(512, 512) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y: Tensor = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return y
+
+
 class MixTokens(nn.Module):
     """A linear layer over the tokens, as in an MLP-mixer."""
 
@@ -213,6 +226,7 @@ OPERATIONS: dict[str, Callable[[], Made]] = {
     "attention": tokens(lambda: nn.Sequential(nn.Linear(512, 1536), Call(attended))),
     "attention step by step": tokens(lambda: nn.Sequential(nn.Linear(512, 1536), Call(attended_step_by_step))),
     "causal attention": tokens(lambda: nn.Sequential(nn.Linear(512, 1536), Call(causal))),
+    "projected attention": tokens(Projected),
     "mixing tokens": tokens(MixTokens),
     "lstm": tokens(lambda: Recurrent(nn.LSTM(512, 256, 2, batch_first=True)), out=256),
     "gru": tokens(lambda: Recurrent(nn.GRU(512, 256, batch_first=True, bidirectional=True)), out=512),
@@ -409,6 +423,18 @@ def test_weight_gradients_are_predicted_too() -> None:
         name: float(np.exp(np.mean(found))) for name, found in ratios.items() if abs(np.mean(found)) > math.log(1.25)
     }
     assert len(off) <= 0.1 * len(ratios), off
+
+
+def test_weight_gradients_of_a_convolution_that_reaches_beyond_the_picture() -> None:
+    """Of a 5 × 5 kernel on 6 × 6 positions each tap meets 22 of 36 on average: within 5 %, mean over 8 networks."""
+    ratios = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(32, 64, 5, padding=2, bias=False), nn.Tanh(), nn.Conv2d(64, 32, 1, bias=False))
+        x = torch.randn(8, 32, 6, 6)
+        found = [r.values("weight_grad", "rms")[0, 0] for r in (predict(model, x), probe(model, x))]
+        ratios.append(math.log(found[0] / found[1]))
+    assert abs(np.mean(ratios)) < 0.05, ratios
 
 
 # --- what a prediction says of itself -----------------------------------------------------------------------

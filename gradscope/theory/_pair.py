@@ -17,15 +17,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.theory._hermite import coefficients, series
-from gradscope.theory._quadrature import density, expect, integrate, panel_ends, positions, quadrature_weights
+from gradscope.theory._hermite import series
+from gradscope.theory._quadrature import REACH, density, expect, integrate, panel_ends, positions, quadrature_weights
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
 
-_REACH = 13.0
-_FEW = 64
-"""Terms of the series by which a function's size is told."""
 _AT_ONCE = 1 << 20
 """Values of g at a time: 8 MiB."""
 
@@ -69,19 +66,17 @@ def expect_pair(
     first_kinks, second_kinks = tuple(kinks), tuple(kinks_g)
     if (found := series(f, g, q1, q2, c, first_kinks, second_kinks)) is not None:
         return found
-    sizes = [coefficients(*one) for one in ((f, q1, first_kinks, _FEW), (g, q2, second_kinks, _FEW))]
-    least = math.prod(math.hypot(float(np.linalg.norm(a)), left) for a, left in sizes)
     s = math.sqrt((1.0 - c) * (1.0 + c))
     met = np.array([kink / second / c for kink in kinks_g])  # here the inner integral turns, over a width of s
     turns = (met[:, None] + s / abs(c) * np.array([-9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0])).ravel()
     places = np.concatenate([other / c, turns])
-    ends = np.union1d(own, places[np.abs(places) < _REACH])
+    ends = np.union1d(own, places[np.abs(places) < REACH])
 
     def integrand(z: Array) -> Array:
         inner = _inner(lambda w: np.asarray(g(second * w), dtype=np.float64), z.ravel(), c, s, other)
         return (np.asarray(f(first * z), dtype=np.float64) * inner.reshape(z.shape) * density(z))[None]
 
-    return float(integrate(integrand, ends, least=least)[0])
+    return float(integrate(integrand, ends)[0])
 
 
 def _inner(g: Function, z: Array, c: float, s: float, places: Array) -> Array:
@@ -93,7 +88,7 @@ def _inner(g: Function, z: Array, c: float, s: float, places: Array) -> Array:
         part = z[start : start + rows, None]
         met = (places - c * part) / s
         ends = np.sort(np.concatenate([np.broadcast_to(own, (part.size, own.size)), met], axis=1), axis=1)
-        np.clip(ends, -_REACH, _REACH, out=ends)
+        np.clip(ends, -REACH, REACH, out=ends)
         y, weights = _nodes(ends)
         found[start : start + rows] = np.einsum("rn,rn->r", g(c * part + s * y), weights * density(y))
     return found

@@ -69,17 +69,13 @@ def quadrature_weights(ends: Array) -> Array:
 
 
 def integrate(
-    integrand: Callable[[Array], Array],
-    ends: Array,
-    tolerance: float = TOLERANCE,
-    finest: float = 0.0,
-    least: float = 0.0,
+    integrand: Callable[[Array], Array], ends: Array, tolerance: float = TOLERANCE, finest: float = 0.0
 ) -> Array:
     """∫ integrand over the panels: `(panels, positions)` -> `(rows, panels, positions)` -> `(rows,)`.
 
     Each row is resolved to `tolerance` of the integral of its absolute value, of which every pass has a better
-    idea: most of it may stand in a peak that the first one did not see; a value below `least` counts as that. A
-    panel narrower than `finest` times its position is taken as it is.
+    idea: most of it may stand in a peak that the first one did not see. A panel narrower than `finest` times
+    its position is taken as it is.
 
     Raises:
         ValueError: a value is not finite.
@@ -87,7 +83,7 @@ def integrate(
     """
     nodes, rule = _rule()
     low, high = ends[:-1], ends[1:]
-    total, settled, size = 0.0, 0.0, least
+    total, settled, size = 0.0, 0.0, 0.0
     while True:
         half = 0.5 * (high - low)
         values = integrand((low + half)[:, None] + half[:, None] * nodes)

@@ -6,8 +6,10 @@ Time is judged by `benchmarks/overhead`.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.overhead.counts import growth, operations
+from benchmarks.overhead.counts import growth, measurable, operations
 from gradscope import GradScope
 from gradscope.hooks import _kernel as kernel
 
@@ -72,10 +74,27 @@ def test_the_native_kernel_needs_next_to_no_operation_of_torch(
     assert waits == 0
 
 
+def test_the_native_kernel_is_built_where_the_interpreters_compiler_is() -> None:
+    compiler = (sysconfig.get_config_var("CC") or "").split()
+    if not compiler or shutil.which(compiler[0]) is None or sys.implementation.name != "cpython":
+        pytest.skip("there is no compiler here")
+    if os.environ.get("GRADSCOPE_NATIVE") == "0":
+        pytest.skip("the kernel is not wanted")
+    assert kernel.native is not None
+
+
+@pytest.mark.parametrize("given", [{"mode": "sample"}, {"histograms": "sample"}], ids=str)
+def test_a_sampled_step_waits_for_no_value(given: dict[str, Any]) -> None:
+    for make in INPUTS:
+        assert _per_tensor(make, **given)[1] == 0
+
+
 _TORCH_ONLY = """
 from tests.test_hooks_cost import INPUTS, _per_tensor
 for make in INPUTS:
     assert _per_tensor(make, True, histograms=True)[1] == 0
+    assert _per_tensor(make, mode="sample")[1] == 0
+    assert _per_tensor(make, histograms="sample")[1] == 0
     operations, waits = _per_tensor(make)
     assert 3 < operations <= 7, (make.__name__, operations)
     assert waits == 0, waits
@@ -90,7 +109,19 @@ def test_without_it_seven_operations_a_tensor_are_enough() -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("given", [{"every": 1}, {"every": 7}, {"every": 1, "histograms": True}], ids=str)
+@pytest.mark.skipif(not measurable(), reason="nothing tells here how much memory is in use")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"every": 1},
+        {"every": 7},
+        {"every": 1, "histograms": True},
+        {"every": 1, "mode": "sample", "histograms": "sample"},
+        {"every": "auto"},
+        {"every": 7, "on_nonfinite": "warn"},  # with the ring of the steps since the last due one
+    ],
+    ids=str,
+)
 def test_a_thousand_steps_grow_by_less_than_five_megabytes(given: dict[str, Any]) -> None:
     model, x = perceptron(), torch.randn(16, 32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -310,6 +310,21 @@ def test_flushing_of_subnormal_numbers_changes_nothing(variant: str) -> None:
     assert before.tobytes() == after.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_few_subnormal_entries_are_not_flushed(variant: str, dtype: torch.dtype) -> None:
+    x = torch.full((8,), 3 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, dtype=dtype)
+    expected = x.double().numpy()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    table, found = np.array([[x.data_ptr(), 8, kernel.CODES[dtype]]], dtype=np.int64), np.zeros((1, 8))
+    try:
+        native.some_entries(table.__array_interface__["data"][0], 1, found.__array_interface__["data"][0])
+    finally:
+        torch.set_flush_denormal(False)
+    assert 0.0 < expected[0] < torch.finfo(dtype).smallest_normal
+    assert np.array_equal(found[0], expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_few_entries_reach_from_the_beginning_to_the_end(dtype: torch.dtype) -> None:
     tensors = [mixture(size, dtype, bad=False) for size in (0, 1, 7, 8, 9, 1000)]
@@ -345,6 +360,25 @@ def test_other_threads_of_python_run_while_a_large_tensor_is_read() -> None:
         sys.setswitchinterval(interval)
         done.set()
         other.join()
+
+
+def test_callers_in_several_threads_do_not_disturb_each_other() -> None:
+    """Four at once, of which one has the pool's threads and the others do their work alone."""
+    tensors = [[mixture(300_007 + 1000 * i, torch.float32), mixture(5000 + i, torch.float16)] for i in range(4)]
+    alone = [run(some, threads=2)[0].tobytes() for some in tensors]
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        for _ in range(100):
+            if run(tensors[i], threads=2)[0].tobytes() != alone[i]:
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
 
 
 _FORK = """

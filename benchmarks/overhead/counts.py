@@ -89,6 +89,11 @@ def memory() -> Memory:
     return Memory(_resident(), _heap(), sys.getallocatedblocks())
 
 
+def measurable() -> bool:
+    """Whether this system tells what `memory` asks for."""
+    return Path("/proc/self/statm").exists() and hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
 def growth(step: Callable[[], object], steps: int, warm: int) -> Memory:
     """By how much `steps` further calls after `warm` ones make the process grow."""
     for _ in range(warm):

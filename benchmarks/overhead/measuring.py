@@ -2,7 +2,8 @@
 
 A round is a bare block beside one with the tool; rounds go A B, B A, A B, ... so that a drift of the machine falls on
 both alike. Its ratio is what both took per step. The null tool is measured in the same way before and after: where
-its median ratio is off 1 by more than `TOLERANCE`, the machine was not quiet and the figure is invalid.
+its median ratio is off 1 by more than `TOLERANCE`, and by more than a tenth of the cost that was found, the machine was
+not quiet and the figure is invalid.
 """
 
 from __future__ import annotations

@@ -49,8 +49,9 @@ class Result:
 
     @property
     def valid(self) -> bool:
-        """Whether the null tool's ratio was near enough to 1, before and after."""
-        return self.reason is None and all(abs(ratio - 1) <= TOLERANCE for ratio in self.null)
+        """Whether the null tool's ratio was near enough to 1, before and after: 0.015, or a tenth of the cost found."""
+        near = max(TOLERANCE, 0.1 * abs(self.ratio - 1))
+        return self.reason is None and all(abs(ratio - 1) <= near for ratio in self.null)
 
     def summary(self) -> str:
         """One line for a terminal."""

@@ -253,7 +253,10 @@ class Arena:
 
     def finite_so_far(self) -> bool:
         """Whether no row has a NaN or an infinity; waits for a device."""
-        return not any(bool(block.rows[: block.used, NANS : INFS + 1].any()) for block in self._blocks)
+        return not any(
+            bool((block.rows if block.host is None else block.host)[: block.used, NANS : INFS + 1].any())
+            for block in self._blocks
+        )
 
     def absorb(self, other: Arena) -> None:
         """Take over the rows of another arena, which keep their numbers."""

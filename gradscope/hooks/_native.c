@@ -22,11 +22,20 @@ enum { VARIANTS = 3, WORDS = 12, WORTH_RELEASING = 1 << 14, FEW = 8, MORE_THAN_C
 static const Kernels *available[VARIANTS], *in_use;
 static int variants;
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+/* Half precision to float32 in hardware; compilers before GCC 11 do not know it by name. */
+static int has_f16c(void) {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 static void find_variants(void) {
     available[variants++] = &GENERIC;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         available[variants++] = &AVX2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -186,13 +195,17 @@ static PyObject *some_entries(PyObject *self, PyObject *const *args, Py_ssize_t 
         return PyErr_Format(PyExc_ValueError, "table is %zd and found %zd; they must be the addresses of (%lld, 3) int64 and (%lld, %d) float64",
                             (intptr_t)table, (intptr_t)found, (long long)count, (long long)count, FEW);
     }
+    FloatState before = enter_default_float_state();
     for (int64_t i = 0; i < count; i++, table += 3, found += FEW) {
         Job job = PLAIN;
         job.address = (const char *)(intptr_t)table[0];
         job.entries = table[1];
         job.dtype = small_integer(table[2]);
         job.row = found;
-        if (refuse(&job, i)) return NULL;
+        if (refuse(&job, i)) {
+            leave_float_state(before);
+            return NULL;
+        }
         int64_t apart = job.entries < FEW ? 1 : job.entries / FEW, size = SIZE_OF[job.dtype];
         for (int64_t k = 0; k < FEW && k * apart < job.entries; k++) {
             const char *entry = job.address + k * apart * size;
@@ -206,6 +219,7 @@ static PyObject *some_entries(PyObject *self, PyObject *const *args, Py_ssize_t 
             }
         }
     }
+    leave_float_state(before);
     Py_RETURN_NONE;
 }
 

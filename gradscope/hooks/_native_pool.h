@@ -158,9 +158,10 @@ static int read_shared(const Kernels *use, const Job *jobs, int64_t count, int t
         }
         leave_float_state(before);
     }
+    int shared = list && part;
     free(list);
     free(part);
-    return list && part;
+    return shared;
 }
 
 static void read_alone(const Kernels *use, const Job *jobs, int64_t count) {

@@ -13,6 +13,7 @@
 #endif
 
 enum { BLOCK = 8192, SEGMENT = 1 << 17, DIMENSIONS = 64, COLUMNS = 10 };
+_Static_assert(BLOCK <= 1 << 20, "the counters of a block's lanes have 32 bits");
 
 /* A mean square of n entries is off by √((E x⁴/(E x²)² − 1)/n) of itself, and E x⁴ is at most E x² times the largest
    square: with the largest 10 times the root mean square by a sixth at most for 4,096 entries, mostly by far less. Of

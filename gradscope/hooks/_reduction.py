@@ -112,7 +112,7 @@ def reduce_on_cpu(x: Tensor, minus: Tensor | None, row: Row) -> None:
 def estimate_on_cpu(x: Tensor, minus: Tensor | None, row: Row, stride: int, offset: int) -> None:
     """The same, `mean`, `m2` and `zeros` estimated from the chunks of a lattice; the rest is of all entries."""
     wide = _readable(x) if minus is None else x.double() - minus.double()
-    low, high = float(wide.amin()), float(wide.amax())
+    low, high = _ends(wide)
     if not (math.isfinite(low) and math.isfinite(high)):
         reduce_on_cpu(x, minus, row)
         return
@@ -123,6 +123,18 @@ def estimate_on_cpu(x: Tensor, minus: Tensor | None, row: Row, stride: int, offs
         return
     larger = x.numel() / count
     row[:] = x.numel(), mean, m2 * larger, low, high, round(zeros * larger), 0.0, 0.0, subnormals, scale
+
+
+def _ends(x: Tensor) -> tuple[float, float]:
+    """Smallest and largest entry, read through numpy's view of the results: no value is waited for."""
+    global _scratch
+    _scratch = _scratch or _Scratch()
+    if x.dtype not in _scratch.results:
+        x = x.double()
+    results, numbers = _scratch.results[x.dtype], _scratch.numbers[x.dtype]
+    torch.amin(x, dim=(), out=results[2])
+    torch.amax(x, dim=(), out=results[3])
+    return numbers[2].item(), numbers[3].item()
 
 
 def _reduce_piece(x: Tensor, minus: Tensor | None, row: Row) -> None:

@@ -120,23 +120,22 @@ class Flow:
         return [first.with_dims(regroup_or_guess(first.dims, shape)) for shape in operation.shapes]
 
     def _constant_result(self, operation: Operation, i: int, args: Any, kwargs: Any) -> Constant | None:
-        tensor = self.tensors.get(operation.outputs[i])
         shape = operation.shapes[i]
         first = next((one for one in _all(args, kwargs) if isinstance(one, Constant)), None)
         part = operation.name in _PARTS and first is not None
         name = first.name if first is not None and part else None
         share = min(math.prod(shape) / max(math.prod(first.shape), 1), 1.0) * first.share if first is not None else 1.0
+        if first is not None and part and first.tensor is None:  # moments were given, whatever its values are
+            return Constant(shape, first.moments, None, name, share)
+        if first is not None and first.tensor is None and (times := _factor(operation, args)) is not None:
+            return Constant(shape, Moments(first.moments.square * times**2, first.moments.mean * times))
+        tensor = self.tensors.get(operation.outputs[i])
         if tensor is not None and tensor.device.type == "meta":
             tensor = self._elsewhere(operation, i, args, kwargs)
         if tensor is not None:
             return Constant.of(tensor, name, share)
         if operation.name in ("aten.cos", "aten.sin"):  # of angles that are not known
             return Constant(shape, Moments(0.5))
-        if first is not None and part:
-            return Constant(shape, first.moments, None, name, share)
-        if first is not None and operation.name in ("aten.mul", "aten.div") and isinstance(args[1], (int, float)):
-            by = args[1] if operation.name == "aten.mul" else 1.0 / args[1]
-            return Constant(shape, Moments(first.moments.square * by**2, first.moments.mean * by))
         return Constant(shape, Moments(math.nan, math.nan))
 
     def _elsewhere(self, operation: Operation, i: int, args: Any, kwargs: Any) -> Tensor | None:
@@ -161,11 +160,14 @@ class Flow:
             rows = 0.0 if table.shape[0] >= operation.shapes[0][-2] else 1.0
         position = apart + rows * (moments.square - apart)
         root = Root.gaussian(Alike(moments.square, position, moments.square, position), moments.mean)
+        used = Alike(1.0, rows, 1.0, rows)
         shape = operation.shapes[0]
         outer: Label = "input"
         labels: list[Label] = [*[outer] * (len(shape) - 2), "position", "unit"]
         dims = tuple(((Atom(label, n),) if n > 1 else ()) for label, n in zip(labels, shape, strict=True))
-        return Value(dims, root, root.h)
+        made = Value(dims, root, root.h)
+        self.later(lambda: self.note(table, made, root.gradient, used, 1.0 / table.shape[0]))
+        return made
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -206,8 +208,12 @@ class Flow:
         both = gradient if of is None else gradient.times(of)
         b, p = value.count("input"), value.count("position")
         every = both.same + (p - 1) * both.position + (b - 1) * both.input + (b - 1) * (p - 1) * both.both
-        found = self.weight_grads.get(weight.name, 0.0)
-        self.weight_grads[weight.name] = found + b * p * often * max(every, 0.0) * weight.share
+        self.add_weight_grad(weight, b * p * often * max(every, 0.0))
+
+    def add_weight_grad(self, weight: Any, square: float) -> None:
+        """A part of the mean square of a parameter's gradient; of a part of it by its share."""
+        if isinstance(weight, Constant) and weight.name is not None:
+            self.weight_grads[weight.name] = self.weight_grads.get(weight.name, 0.0) + square * weight.share
 
     def give(self, value: Value, gradient: Alike, profile: Tensor | None = None) -> None:
         """A gradient of the entries of a value: on to its root, and to what a site looks at on the way.
@@ -237,6 +243,13 @@ class Flow:
         factors = Alike(0.0, pair.at(root.position), pair.at(root.input), pair.at(root.both))
         root.profile = root.profile + here
         root.gradient = root.gradient + gradient.times(factors) + Alike(mean(here), 0.0, 0.0, 0.0)
+
+
+def _factor(operation: Operation, args: Any) -> float | None:
+    """The number that an operation multiplies its first argument by."""
+    if operation.name not in ("aten.mul", "aten.div") or not isinstance(args[1], (int, float)):
+        return None
+    return float(args[1]) if operation.name == "aten.mul" else 1.0 / args[1]
 
 
 def _values(value: Any) -> Any:

@@ -8,12 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.theory.prediction import _attention, _pointwise, _recurrent, _rules  # they register their rules
+from gradscope.theory.prediction import (  # they register their rules
+    _attention,
+    _chance,
+    _forms,
+    _norms,
+    _pointwise,
+    _pooling,
+    _recurrent,
+    _weighted,
+)
 from gradscope.theory.prediction._capture import capture
 from gradscope.theory.prediction._constant import Moments
 from gradscope.theory.prediction._flow import Flow
 
-REGISTERED = (_attention, _pointwise, _recurrent, _rules)
+__all__ = ["REGISTERED", "Flow", "predicted"]
+
+REGISTERED = (_attention, _chance, _forms, _norms, _pointwise, _pooling, _recurrent, _weighted)
 
 
 def predicted(

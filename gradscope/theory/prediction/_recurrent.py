@@ -23,6 +23,8 @@ from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Alike, Atom, Root, Value
 
 _UNITS = 4096
+_SEEN = 8
+"""Of so many units one is looked at for the gradients of weights: products of any two steps are averaged."""
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -62,6 +64,8 @@ def recurrent(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: An
         for stack in reversed(stacks):
             parts = [layer.back(draw, gradients[way]) for way, layer in enumerate(stack)]
             gradients = [torch.stack([part[i] for part in parts]).sum(0) for i in range(len(parts[0]))]
+            for layer in stack:
+                layer.note(flow, x.count("input"))
         same, position = _alike(gradients[0])
         flow.give(x, Alike(same, position, 0.0, 0.0))
 
@@ -92,17 +96,21 @@ class _Layer:
     def __init__(self, kind: str, weights: list[Constant], hidden: int, directions: int) -> None:
         self.w_ih, self.w_hh = weights[0].moments.square, weights[1].moments.square
         self.biases = [one.moments.square for one in weights[2:]]
-        self.fan_in, self.hidden = weights[0].shape[1], hidden
+        self.fan_in, self.hidden, self._parameters = weights[0].shape[1], hidden, weights
         cells: dict[str, Callable[[str], Any]] = {"lstm": _Lstm, "gru": _Gru}
         self._cell = cells.get(kind, _Plain)(kind)
         self._slopes: list[Any] = []
+        self._inputs: list[Tensor] = []
+        self._before: dict[int, Tensor] = {}
+        self._into: dict[int, Tensor] = {}
+        self._across: dict[int, Tensor] = {}
         self._backwards = False
         self._sources = 1
 
     def forward(self, draw: _Draw, sequences: list[Tensor], *, backwards: bool) -> Tensor:
         """The outputs `(steps, units)`, of inputs from each of the sequences."""
         cell, gates = self._cell, self._cell.gates
-        self._backwards, self._sources = backwards, len(sequences)
+        self._backwards, self._sources, self._inputs = backwards, len(sequences), sequences
         stay = [draw(gates) * math.sqrt(b) for b in self.biases] or [
             torch.zeros((gates, _UNITS), dtype=torch.float64)
         ] * 2
@@ -113,6 +121,7 @@ class _Layer:
             weight = self.fan_in / len(sequences) * self.w_ih
             into = sum((m.of(x[t], weight) for m, x in zip(each, sequences, strict=True)), stay[0])
             across = mixed.of(state[0], self.hidden * self.w_hh) + stay[1]
+            self._before[t] = state[0][::_SEEN]
             state, slope = cell.step(into, across, state)
             self._slopes.append(slope)
             outputs.append(state[0])
@@ -128,10 +137,26 @@ class _Layer:
         found: list[list[Tensor]] = [[] for _ in sources]
         for t, slope in zip(order[::-1], reversed(self._slopes), strict=True):
             into, across, carry = cell.back(slope, gradient[t] + from_next, carry)
+            self._into[t], self._across[t] = into[:, ::_SEEN], across[:, ::_SEEN]
             for one, source in zip(found, sources, strict=True):
                 one.append(source.of(into, self.hidden * self.w_ih)[0])
             from_next = returned.of(across, self.hidden * self.w_hh)[0] + carry[0]
         return [torch.stack(one if self._backwards else one[::-1]) for one in found]
+
+    def note(self, flow: Flow, inputs: int) -> None:
+        """The gradients of the parameters: sums over the steps, and over inputs, which have nothing in common."""
+        into, across = (_products(one) for one in (self._into, self._across))
+        before = _products(self._before)
+        given = sum(_products(dict(enumerate(one[:, ::_SEEN]))) for one in self._inputs) / len(self._inputs)
+        found = (into * given, across * before, into, across)
+        for parameter, products in zip(self._parameters, found, strict=False):
+            flow.add_weight_grad(parameter, inputs * float(products.sum()))
+
+
+def _products(steps: dict[int, Tensor]) -> Tensor:
+    """Mean products of the entries of two steps, `(steps, steps)`."""
+    every = torch.stack([steps[t].flatten() for t in sorted(steps)])
+    return every @ every.T / every.shape[1]
 
 
 def _alike(every: Tensor) -> tuple[float, float]:

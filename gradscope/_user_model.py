@@ -14,6 +14,7 @@ from gradscope._cli_output import Mistake
 if TYPE_CHECKING:
     from torch import nn
 
+    from gradscope.diagnosis import Findings
     from gradscope.recording import Recording
 
 HOW_TO_GIVE_A_BATCH = (
@@ -24,7 +25,7 @@ HOW_TO_GIVE_A_BATCH = (
 
 @dataclass(frozen=True)
 class UserModel:
-    """A model with one batch, as `gradscope.probe` takes them, and the name of its factory."""
+    """A model with one batch (without one inputs are None), as `gradscope.probe` takes them, and its factory's name."""
 
     name: str
     model: nn.Module
@@ -33,12 +34,13 @@ class UserModel:
     loss_fn: Callable[..., Any] | None = None
 
 
-def load(target: str, batch: str | None) -> UserModel:
+def load(target: str, batch: str | None, *, needs_batch: bool = True) -> UserModel:
     """Runs the factory, and the batch function if there is one; modules are found from the current directory too.
 
     Args:
         target: `package.module:factory`; it returns a model or `(model, inputs[, target[, loss_fn]])`.
         batch: `package.module:function`; what it returns are the inputs, instead of the factory's.
+        needs_batch: a model without inputs will not do; else they are None.
 
     Raises:
         Mistake: something is not there, fails, or returns what is no model.
@@ -59,9 +61,9 @@ def load(target: str, batch: str | None) -> UserModel:
     model, *rest = parts
     if batch is not None:
         rest[:1] = [_call(batch, "batch function")]
-    if not rest:
+    if not rest and needs_batch:
         raise Mistake(f"{target} gave a model but no batch: {HOW_TO_GIVE_A_BATCH}")
-    return UserModel(target, model, *rest)
+    return UserModel(target, model, *(rest or [None]))
 
 
 def probe(user: UserModel) -> Recording:
@@ -80,10 +82,20 @@ def predict(user: UserModel, scheme: str | None) -> Recording:
     from gradscope.experiments import predict as run
 
     try:
-        planned = None if scheme is None else init.plan(user.model, scheme)
+        planned = None if scheme is None else init.plan(user.model, scheme, inputs=user.inputs)
         return run(user.model, user.inputs, planned)
     except (Exception, SystemExit) as error:
         raise Mistake(f"{user.name} cannot be predicted: {_explained(error)}") from error
+
+
+def audit(user: UserModel) -> Findings:
+    """Audits it, with a batch in the order of execution; Mistake where it has no weights or cannot take the batch."""
+    from gradscope import init
+
+    try:
+        return init.audit(user.model, user.inputs)
+    except (Exception, SystemExit) as error:
+        raise Mistake(f"{user.name} cannot be audited: {_explained(error)}") from error
 
 
 def _call(target: str, what: str) -> Any:

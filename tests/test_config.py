@@ -134,7 +134,15 @@ def test_the_default_file_says_what_the_defaults_are() -> None:
 def test_the_torch_free_list_of_schemes_is_the_registry() -> None:
     from gradscope.init import scheme_names
 
-    assert sorted(SCHEMES) == sorted(scheme_names())
+    assert set(SCHEMES) - set(scheme_names()) == {"edge_of_chaos", "lsuv"}
+    assert set(scheme_names()) <= set(SCHEMES)
+
+
+def test_the_edge_of_chaos_is_refused_for_an_activation_that_has_none() -> None:
+    with pytest.raises(SettingsError, match="must not name 'edge_of_chaos' where activation is 'sigmoid'"):
+        SweepConfig(init=["he_normal", "edge_of_chaos"], activation=["tanh", "sigmoid"])
+    with pytest.raises(SettingsError, match="'lsuv' where activation is 'softmax', which is not elementwise"):
+        SweepConfig(init="lsuv", activation="softmax")
 
 
 def test_settings_are_read_without_torch() -> None:

@@ -69,6 +69,47 @@ def test_every_activation_of_an_init_equals_its_networks_one_by_one(init: str) -
         assert_cell_is_its_networks(config, cell)
 
 
+ELEMENTWISE = ["identity", "tanh", "relu", "elu", "gelu"]
+"""Activations with a critical point."""
+
+
+@pytest.mark.parametrize("init", ["scaled_orthogonal", "hadamard", "martens_sparse", "edge_of_chaos", "lsuv"])
+def test_the_other_schemes_equal_their_networks_one_by_one(init: str) -> None:
+    config = SweepConfig(init=init, **SMALL | {"activation": ELEMENTWISE})
+    for cell in sweep(config).cells:
+        assert_cell_is_its_networks(config, cell)
+
+
+@pytest.mark.parametrize("init", ["edge_of_chaos", "lsuv", "martens_sparse"])
+def test_the_other_schemes_of_convolutions_equal_their_networks_one_by_one(init: str) -> None:
+    config = SweepConfig(init=init, activation=["relu", "tanh"], **CONV)
+    for cell in sweep(config).cells:
+        assert_cell_is_its_networks(config, cell)
+
+
+def test_lsuv_gives_unit_variance_in_every_layer_and_the_edge_of_chaos_keeps_the_gradient() -> None:
+    config = SweepConfig(init=["lsuv", "edge_of_chaos"], activation=["tanh", "elu"], depth=20, width=128, seeds=6)
+    for cell in sweep(config).cells:
+        assert cell.expected is not None
+        for measured, curve, variance in (
+            (cell.pre, cell.expected.pre, cell.expected.forward_var),
+            (cell.pre_grad, cell.expected.pre_grad, cell.expected.backward_var),
+        ):
+            away = np.log(measured / 10.0**curve).mean(axis=0)
+            # As below; what a batch of 64 inputs, no two alike, has of a mean is not in its variance: 2/64 at most.
+            limit = 5 * np.sqrt(variance / cell.seeds) / 2 + variance / 4 + 1 / 64
+            assert (np.abs(away) < limit).all(), f"{cell.init} × {cell.activation}: {away} against {limit}"
+    edge = sweep(config).cell("edge_of_chaos", "tanh").expected
+    assert np.abs(edge.pre_grad).max() < 1e-9, "the gradient is kept"
+    assert np.abs(edge.pre).max() < 1e-9, "and the length"
+
+
+def test_the_edge_of_chaos_of_tanh_has_the_published_variances() -> None:
+    from gradscope.experiments._adjustment import edge
+
+    assert edge("tanh") == pytest.approx((1.4674135916, 0.3885416701), rel=1e-9)
+
+
 @pytest.mark.parametrize("init", CONV_INITS)
 def test_convolutions_equal_their_networks_one_by_one(init: str) -> None:
     config = SweepConfig(init=init, activation=["relu", "tanh", "softmax", "identity"], **CONV)
@@ -92,8 +133,9 @@ def test_probe_of_a_plain_network_gives_the_sweeps_numbers(family: str) -> None:
         "init": ["he_normal", "orthogonal", "torch_default"],
         "activation": ["identity", "relu", "softmax"],
     }
-    config = SweepConfig(**sizes | pairs)
-    for cell in sweep(config).cells:
+    plain = SweepConfig(**sizes | pairs)
+    adjusted = SweepConfig(**sizes | {"init": ["edge_of_chaos", "lsuv"], "activation": ["tanh", "elu"]})
+    for config, cell in [(each, cell) for each in (plain, adjusted) for cell in sweep(each).cells]:
         for seed in range(config.seeds):
             model, inputs, gradient = plain_network(config, cell.init, cell.activation, cell.depth, cell.width, seed)
             recording = probe(model, inputs, target=gradient, loss_fn=lambda out, v: (out * v).sum())
@@ -317,7 +359,9 @@ def test_an_interrupted_sweep_puts_everything_back() -> None:
 
 
 def test_the_callers_modes_do_not_change_the_numbers() -> None:
-    config = SweepConfig(init=["he_normal", "orthogonal"], activation=["gelu", "prelu"], **SMALL)
+    config = SweepConfig(
+        init=["he_normal", "orthogonal", "edge_of_chaos", "lsuv"], activation=["gelu", "prelu"], **SMALL
+    )
     plain = sweep(config)
     results = []
     with torch.no_grad():

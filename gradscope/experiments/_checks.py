@@ -21,12 +21,18 @@ SCHEMES = (
     "lecun_normal",
     "lecun_uniform",
     "orthogonal",
+    "scaled_orthogonal",
     "delta_orthogonal",
+    "hadamard",
+    "martens_sparse",
     "identity",
     "torch_default",
     "naive_normal",
+    "edge_of_chaos",
+    "lsuv",
 )
-"""The names in `gradscope.init`'s registry, known here without importing torch (a test compares the two)."""
+"""The names in `gradscope.init`'s registry, and the schemes of whole models that mean something in a plain network;
+known here without importing torch (a test compares them)."""
 
 _ALIASES = {"xavier": "glorot", "kaiming": "he"}  # torch's names of the same schemes
 _LARGEST = 2**63 - 1  # what a TOML integer and a torch seed can hold

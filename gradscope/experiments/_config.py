@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from gradscope import activations
 from gradscope.experiments import _checks as checks
 
 
@@ -27,7 +28,10 @@ _Count = Annotated[int, BeforeValidator(checks.whole(1))]
 _Seed = Annotated[int, BeforeValidator(checks.whole(0))]
 _Device = Annotated[str, BeforeValidator(checks.device)]
 
-_DEFAULT_INIT = tuple(name for name in checks.SCHEMES if name != "delta_orthogonal")
+_DEFAULT_INIT = (
+    *("glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform"),
+    *("orthogonal", "identity", "torch_default", "naive_normal"),
+)
 _DEFAULT_ACTIVATION = (
     *("identity", "tanh", "sigmoid", "softmax", "relu"),
     *("leaky_relu", "elu", "selu", "gelu", "silu"),
@@ -88,6 +92,18 @@ different ones, not 0.
                 "init must not name 'delta_orthogonal', made for convolutions, where family is 'mlp'; "
                 "did you mean 'orthogonal'?"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _schemes_fit_activations(self) -> Self:
+        for scheme in (name for name in ("edge_of_chaos", "lsuv") if name in self.init):
+            from gradscope.theory import critical_at  # which a mistake elsewhere need not wait for
+
+            for name in self.activation:
+                found = activations.get(name)
+                if not found.elementwise or (scheme == "edge_of_chaos" and critical_at(found) is None):
+                    what = "has no critical point at q = 1" if found.elementwise else "is not elementwise"
+                    raise ValueError(f"init must not name {scheme!r} where activation is {name!r}, which {what}")
         return self
 
     @classmethod

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradscope.experiments._adjustment import Adjustment
 from gradscope.experiments._memory import Memory
 from gradscope.experiments._slopes import slope
 
@@ -27,7 +28,12 @@ MEASURED = ("pre", "act", "pre_grad", "act_grad")
 
 
 def measure(
-    weights: Tensor, inputs: Tensor, output_gradient: Tensor, activations: Sequence[nn.Module], memory: Memory
+    weights: Tensor,
+    inputs: Tensor,
+    output_gradient: Tensor,
+    activations: Sequence[nn.Module],
+    memory: Memory,
+    adjust: Adjustment | None = None,
 ) -> NDArray[np.float64]:
     """Root mean squares of pre-activations, activations and their gradients, `(activations, 4, seeds, depth)`.
 
@@ -37,6 +43,7 @@ def measure(
         output_gradient: shaped as the output; the gradient put in at the last layer.
         activations: the modules between the layers, one for each group of networks; none works in place.
         memory: on the tensors' device.
+        adjust: factors and biases of the layers.
 
     Returns:
         The rows of `MEASURED`; NaN where a network has no such value (the last layer has no activation).
@@ -55,6 +62,8 @@ def measure(
     for index in range(depth):
         layer(x, weights[index], y)
         x, y = y, x
+        if adjust is not None:
+            adjust.forward(index, x)
         rms(x, wide, pre[index])
         if index < depth - 1:
             for here, module in enumerate(activations):
@@ -66,6 +75,8 @@ def measure(
         transposed = weights[index + 1].transpose(1, 2)
         layer(x, transposed.flip(turned) if turned else transposed, y)
         x, y = y, x
+        if adjust is not None:
+            adjust.backward(index + 1, x)
         rms(x, wide, act_grad[index])
         for here in range(len(activations)):
             slopes[here].multiply(x[:, here], kept[index, here])

@@ -16,6 +16,9 @@ from gradscope.activations import Activation
 from gradscope.experiments._config import SweepConfig
 from gradscope.init import Fans, get_scheme
 
+BASES = {"edge_of_chaos": "lecun_normal", "lsuv": "orthogonal"}
+"""Scheme of single weights that a scheme of whole models begins with."""
+
 _KERNEL = 3
 _SIDE = 16  # the images of the conv family
 
@@ -44,16 +47,33 @@ def plain_network(
     >>> [type(layer).__name__ for layer in model], tuple(model(inputs).shape)
     (['Linear', 'ReLU', 'Linear', 'ReLU', 'Linear'], (2, 4))
     """
+    from gradscope.experiments._adjustment import adjustment  # which draws its biases here
+
     layers: list[nn.Module] = []
-    for weight in draw_weights(config, init, depth, width, seed):
-        # On "meta" the layer's own initialization draws nothing from the global random state.
-        layer: nn.Module = nn.Linear(width, width, bias=False, device="meta")
-        if config.family == "conv":
-            layer = nn.Conv2d(width, width, _KERNEL, padding=1, padding_mode="circular", bias=False, device="meta")
-        layer.weight = nn.Parameter(weight.clone())
-        layers += [layer, activation_module(activations.get(activation), config.family)]
-    model = nn.Sequential(*layers[:-1]).to(config.device)
     inputs, output_gradient = draw_signals(config, depth, width, seed)
+    adjust = adjustment(config, init, [activation], depth, width, [seed], torch.device("cpu"))
+    x = inputs
+    for index, weight in enumerate(draw_weights(config, init, depth, width, seed)):
+        biased = adjust is not None and adjust.biases is not None
+        # On "meta" the layer's own initialization draws nothing from the global random state.
+        layer: nn.Module = nn.Linear(width, width, bias=biased, device="meta")
+        if config.family == "conv":
+            layer = nn.Conv2d(width, width, _KERNEL, padding=1, padding_mode="circular", bias=biased, device="meta")
+        bend = activation_module(activations.get(activation), config.family)
+        if adjust is not None:
+            with torch.no_grad():
+                if biased:
+                    layer.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32, device="cpu"))
+                layer.weight = nn.Parameter(weight)
+                x = layer(x)
+                adjust.forward(index, x[None, None])  # which for some schemes finds the factor as the signal passes
+                weight = weight * adjust.gains[index].flatten()[0]
+                x = bend(x)
+            if adjust.biases is not None:
+                layer.bias = nn.Parameter(adjust.biases[index, 0, 0].clone())
+        layer.weight = nn.Parameter(weight.clone())
+        layers += [layer, bend]
+    model = nn.Sequential(*layers[:-1]).to(config.device)
     return model, inputs.to(config.device), output_gradient.to(config.device)
 
 
@@ -61,7 +81,7 @@ def draw_weights(
     config: SweepConfig, init: str, depth: int, width: int, seed: int, out: Tensor | None = None
 ) -> Tensor:
     """The weights of one network, `(depth, width, width)` or `(depth, width, width, 3, 3)`, on the CPU; into `out`."""
-    scheme, fans = get_scheme(init), layer_fans(config.family, width)
+    scheme, fans = get_scheme(BASES.get(init, init)), layer_fans(config.family, width)
     weights = (
         torch.empty(weights_shape(config, depth, width), dtype=torch.float32, device="cpu") if out is None else out
     )
@@ -69,6 +89,12 @@ def draw_weights(
     for weight in weights:
         scheme(weight, fans=fans, generator=generator)
     return weights
+
+
+def draw_biases(config: SweepConfig, activation: str, depth: int, width: int, seed: int) -> Tensor:
+    """N(0, 1) for each unit of one network, `(depth, width)`, on the CPU."""
+    generator = _generator(config, "biases", activation, depth, width, seed)
+    return torch.randn(depth, width, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def weights_shape(config: SweepConfig, depth: int, width: int, *seeds: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.hooks._sites import ROOT, call_name, fans_of, role_of
 from gradscope.init import InitPlan
+from gradscope.init._plan_moments import moments_of_plan
 from gradscope.init._untouched import run, untouched
 from gradscope.recording import Moments as Row
 from gradscope.recording import Recording, Signal, Site, StepRecord
@@ -49,7 +49,7 @@ def predict(model: nn.Module, inputs: Any, parameters: InitPlan | Mapping[str, M
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; predict takes a torch.nn.Module")
-    given = _of_plan(model, parameters) if isinstance(parameters, InitPlan) else dict(parameters or {})
+    given = moments_of_plan(model, parameters) if isinstance(parameters, InitPlan) else dict(parameters or {})
     missing = [name for name, p in model.named_parameters() if p.device.type == "meta" and name not in given]
     if missing:
         raise ValueError(
@@ -57,10 +57,11 @@ def predict(model: nn.Module, inputs: Any, parameters: InitPlan | Mapping[str, M
         )
     with untouched(model), torch.enable_grad():
         flow = predicted(model, lambda: run(model, inputs), list(tensors(inputs)), given)
-    return _recording(model, flow)
+    return recorded(model, flow)
 
 
-def _recording(model: nn.Module, flow: Flow) -> Recording:
+def recorded(model: nn.Module, flow: Flow) -> Recording:
+    """A prediction as a recording."""
     program = flow.program
     coverage = {"covered": flow.covered, "assumed": dict(flow.assumed)}
     recording = Recording.create(facts={"source": "theory", "coverage": coverage, "model": type(model).__name__})
@@ -126,28 +127,6 @@ def _recording(model: nn.Module, flow: Flow) -> Recording:
         )
     )
     return recording
-
-
-def _of_plan(model: nn.Module, plan: InitPlan) -> dict[str, Moments]:
-    """The variances asked for; of a packed parameter's blocks the mean, each by its size."""
-    sizes: dict[str, int] = defaultdict(int)
-    squares: dict[str, float] = defaultdict(float)
-    for row in plan:
-        if row.scheme is not None and row.variance_asked is not None:
-            size = math.prod(row.shape)
-            sizes[row.parameter] += size
-            squares[row.parameter] += size * row.variance_asked
-    found = {name: Moments(squares[name] / size) for name, size in sizes.items()}
-    for name, parameter in model.named_parameters():
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if name in found or parameter.device.type != "meta":
-            continue
-        if role_of(module) == "norm":
-            found[name] = Moments(1.0, 1.0) if own == "weight" else Moments(0.0)
-        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            found[name] = Moments(1.0)
-    return found
 
 
 def _of(parameter: Tensor) -> Moments | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gradscope import activations
 from gradscope._version import __version__
+from gradscope.experiments._adjustment import adjustment
 from gradscope.experiments._config import SettingsError, SweepConfig
 from gradscope.experiments._expected import expected
 from gradscope.experiments._grid import Part, parts
@@ -68,7 +69,8 @@ def measured(
             for part in sharing:
                 modules = [activation_module(activations.get(name), config.family) for name in part.activations]
                 modules = [module.to(device).requires_grad_(False) for module in modules]
-                found.append(measure(weights, inputs, output_gradient, modules, memory))
+                adjust = adjustment(config, init, part.activations, depth, width, seeds, device)
+                found.append(measure(weights, inputs, output_gradient, modules, memory, adjust))
                 if progress is not None:
                     for name in part.activations:
                         progress(next(done), total, f"{init} × {name}, depth {depth}, width {width}")

@@ -10,7 +10,33 @@ from gradscope.init._choice import SchemeLike
 from gradscope.init._fans import Fans
 from gradscope.init._initialize import initialize, plan
 from gradscope.init._layer_fans import fans
-from gradscope.init._matrices import delta_orthogonal_, identity_, orthogonal_
+from gradscope.init._matrices import (
+    delta_orthogonal_,
+    hadamard_,
+    identity_,
+    orthogonal_,
+    scaled_orthogonal_,
+)
+from gradscope.init._model_schemes import (
+    GPT2,
+    IRNN,
+    LSUV,
+    MODEL_ALIASES,
+    Chrono,
+    DeepNorm,
+    EdgeOfChaos,
+    Fixup,
+    ForgetBias,
+    Mimetic,
+    ModelScheme,
+    MuP,
+    Propagate,
+    ScaledBranches,
+    Siren,
+    TFixup,
+    ZeroBranches,
+    model_scheme_names,
+)
 from gradscope.init._named import (
     glorot_normal_,
     glorot_uniform_,
@@ -26,17 +52,35 @@ from gradscope.init._named import (
 from gradscope.init._plan import InitPlan, PlanRow
 from gradscope.init._registry import ALIASES, get_scheme, recommend, scheme_names
 from gradscope.init._scheme import Scheme
+from gradscope.init._sparse import martens_sparse_
 from gradscope.init._variance_scaling import VarianceScaling
 from gradscope.theory import gain
 
 __all__ = [
     "ALIASES",
+    "GPT2",
+    "IRNN",
+    "LSUV",
+    "MODEL_ALIASES",
+    "Chrono",
+    "DeepNorm",
+    "EdgeOfChaos",
     "Fans",
+    "Fixup",
+    "ForgetBias",
     "InitPlan",
+    "Mimetic",
+    "ModelScheme",
+    "MuP",
     "PlanRow",
+    "Propagate",
+    "ScaledBranches",
     "Scheme",
     "SchemeLike",
+    "Siren",
+    "TFixup",
     "VarianceScaling",
+    "ZeroBranches",
     "audit",
     "delta_orthogonal_",
     "fans",
@@ -44,6 +88,7 @@ __all__ = [
     "get_scheme",
     "glorot_normal_",
     "glorot_uniform_",
+    "hadamard_",
     "he_normal_",
     "he_uniform_",
     "identity_",
@@ -52,9 +97,12 @@ __all__ = [
     "kaiming_uniform_",
     "lecun_normal_",
     "lecun_uniform_",
+    "martens_sparse_",
+    "model_scheme_names",
     "orthogonal_",
     "plan",
     "recommend",
+    "scaled_orthogonal_",
     "scheme_names",
     "xavier_normal_",
     "xavier_uniform_",

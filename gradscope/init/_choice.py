@@ -66,9 +66,18 @@ class Choices:
 def _parse(scheme: SchemeLike) -> Scheme | None:
     if scheme == AUTO:
         return None
+    whole = _model_scheme_names()
+    if isinstance(scheme, str) and scheme in whole:
+        raise ValueError(f"scheme: {scheme!r} is for a whole model; it cannot be given to one pattern of names")
     if not isinstance(scheme, str | Scheme | VarianceScaling):
-        raise unknown_name("scheme", scheme, (AUTO, *scheme_names(), "a Scheme", "a VarianceScaling"))
+        raise unknown_name("scheme", scheme, (AUTO, *scheme_names(), *whole, "a Scheme", "a VarianceScaling"))
     try:
         return get_scheme(scheme)
     except ValueError:
-        raise unknown_name("scheme", scheme, (AUTO, *scheme_names())) from None
+        raise unknown_name("scheme", scheme, (AUTO, *scheme_names(), *whole)) from None
+
+
+def _model_scheme_names() -> tuple[str, ...]:
+    from gradscope.init._model_schemes import MODEL_ALIASES, MODEL_SCHEMES  # they take steps, which take choices
+
+    return (*MODEL_SCHEMES, *MODEL_ALIASES)

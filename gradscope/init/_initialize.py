@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gradscope import activations
-from gradscope.init._choice import AUTO, Choices, SchemeLike
-from gradscope.init._definition import Follower, followers_by_definition
-from gradscope.init._plan import InitPlan
-from gradscope.init._slots import slots
-from gradscope.init._steps import Step, steps
-from gradscope.init._trace import followers_by_execution
+from gradscope.init._choice import AUTO, SchemeLike
+from gradscope.init._following import following
+from gradscope.init._model_schemes import ModelScheme, Setting, model_scheme
+from gradscope.init._plan import InitPlan, PlanRow
+from gradscope.init._steps import Step
 from gradscope.init._variance_scaling import ready
 
-Schemes = SchemeLike | Mapping[str, SchemeLike]
+Schemes = SchemeLike | ModelScheme | Mapping[str, SchemeLike]
 
 
 def plan(
@@ -41,8 +40,9 @@ def plan(
     2.bias     10                                 zeros                  0
     Followed by: the next activation in the order of definition (functions are not seen; pass inputs=).
     """
-    chosen, source = _steps(model, scheme, activation, inputs)
-    return InitPlan(tuple(part.row for step in chosen for part in step.parts), source)
+    setting = setting_of(model, activation, inputs)
+    rows = tuple(part.row for step in steps_of(setting, scheme) for part in step.parts)
+    return InitPlan(rows, setting.following.source)
 
 
 def initialize(
@@ -65,9 +65,10 @@ def initialize(
     Args:
         model: any module; nothing of it is touched if an argument is wrong.
         scheme: `"auto"`, the one recommended for the activation that follows; a name of `scheme_names()`; a
-            `Scheme` or `VarianceScaling`; or a dict from glob patterns over parameter names to such, of which
-            the first that matches counts and what none matches is left (`{"head.*": "glorot_normal", "*":
-            "auto"}`). A parameter named in full is set even where it is an embedding or its use is not known
+            `Scheme` or `VarianceScaling`; a scheme of a whole model, by its name of `model_scheme_names()` or
+            with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict from glob patterns over parameter names to
+            schemes of single weights, of which the first that matches counts and what none matches is left
+            (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in full is set even where it is an embedding or its use is not known
             (a bare tensor's fans, then). `torch_default` gives each module what torch itself gives it, biases
             included.
         activation: the activation that follows every layer but the last, in place of what the search finds.
@@ -91,10 +92,14 @@ def initialize(
     >>> [(row.parameter, row.activation, row.scheme) for row in table if row.fans]
     [('0.weight', 'gelu', 'he_normal'), ('2.weight', 'identity', 'glorot_normal')]
     """
-    chosen, source = _steps(model, scheme, activation, inputs)
+    setting = setting_of(model, activation, inputs)
+    chosen = steps_of(setting, scheme)
     for step in chosen:
         _check_device(step, generator)
-    return InitPlan(tuple(row for step in chosen for row in step.carry_out(generator)), source)
+    rows: Sequence[PlanRow] = [row for step in chosen for row in step.carry_out(generator)]
+    if (whole := model_scheme(scheme)) is not None:
+        rows = whole.finish(setting, rows, generator)
+    return InitPlan(tuple(rows), setting.following.source)
 
 
 def _check_device(step: Step, generator: torch.Generator | None) -> None:
@@ -103,33 +108,16 @@ def _check_device(step: Step, generator: torch.Generator | None) -> None:
         ready(step.slot.originals[0], generator)
 
 
-def _steps(
-    model: nn.Module, scheme: Schemes, activation: str | activations.Activation | None, inputs: Any
-) -> tuple[list[Step], str]:
+def setting_of(model: nn.Module, activation: str | activations.Activation | None, inputs: Any) -> Setting:
+    """The model with what follows its layers; ValueError where a lazy module has no shape yet."""
     for name, module in model.named_modules():
         if any(map(is_lazy, module.parameters(recurse=False))):
             kind = type(module).__name__
             raise ValueError(f"model: {name or 'the model'} ({kind}) has no shape yet; run one forward first")
-    choices = Choices(scheme, [slot.path for slot in slots(model)])
-    following, source = _following(model, activation, inputs)
-    return list(steps(model, choices, following)), source
+    return Setting(model, following(model, activation, inputs), inputs)
 
 
-def _following(
-    model: nn.Module, activation: str | activations.Activation | None, inputs: Any
-) -> tuple[dict[str, Follower], str]:
-    defined = followers_by_definition(model)
-    if inputs is None:
-        following, in_order = defined, tuple(defined)
-        source = "the next activation in the order of definition (functions are not seen; pass inputs=)"
-    else:
-        called = followers_by_execution(model, inputs)
-        in_order = tuple(called)
-        uncalled = {name: Follower(guess.activation, "not called with these inputs") for name, guess in defined.items()}
-        following = uncalled | called
-        source = "the first activation that the output met, with the inputs given"
-    if activation is not None:
-        name = activations.get(activation).name
-        following = {layer: Follower(name) for layer in following} | dict.fromkeys(in_order[-1:], Follower(None))
-        source = f"{name}, as given, but for the last layer"
-    return following, source
+def steps_of(setting: Setting, scheme: Schemes) -> list[Step]:
+    """What each parameter gets by a scheme."""
+    whole = model_scheme(scheme)
+    return setting.steps(cast(Any, scheme)) if whole is None else list(whole.steps(setting))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from gradscope.init._choice import Choice
 from gradscope.init._layer_fans import is_layer, weight_blocks
 from gradscope.init._slots import Slot
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_NEED_CHANNELS = ("identity", "delta_orthogonal")
+_NEED_CHANNELS = ("identity", "delta_orthogonal", "hadamard")
 
 
 def why_left(slot: Slot, choice: Choice | None) -> str:
@@ -24,7 +25,7 @@ def why_left(slot: Slot, choice: Choice | None) -> str:
         return "it has no elements"
     if not slot.settable:
         return "parametrized without a right inverse"
-    if isinstance(module, _NORMS) or ("norm" in kind.lower() and not layer):
+    if is_norm(module):
         return "norm"
     if isinstance(module, nn.PReLU):
         return "slope of the activation"
@@ -34,12 +35,24 @@ def why_left(slot: Slot, choice: Choice | None) -> str:
         return "embedding"
     if isinstance(module, nn.Bilinear) and _is_weight(slot) and choice.scheme and choice.scheme.name in _NEED_CHANNELS:
         return f"{choice.scheme.name} has no meaning for Bilinear"
+    sparse = choice.scheme is not None and choice.scheme.name == "martens_sparse"
+    if (
+        sparse
+        and _is_weight(slot)
+        and isinstance(module, (_ConvTransposeNd, nn.Bilinear, nn.Embedding, nn.EmbeddingBag))
+    ):
+        return f"martens_sparse has no meaning for {kind}: its rows are no units"
     if _is_weight(slot) or is_bias(slot):
         return ""
     base = slot.name.rpartition("_")[0]
     if layer and base in (weight_blocks(module) or ()):
         return f"{base} is computed from it by a hook (use torch.nn.utils.parametrizations)"
     return "" if choice.by_name and slot.originals[0].dim() > 1 else f"its use in {kind} is not known"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm, torch's or by its name another library's."""
+    return isinstance(module, _NORMS) or ("norm" in type(module).__name__.lower() and not is_layer(module))
 
 
 def _is_weight(slot: Slot) -> bool:

@@ -1,4 +1,4 @@
-"""Weights drawn or set as one matrix: orthogonal, delta-orthogonal, identity.
+"""Weights drawn or set as one matrix: orthogonal, delta-orthogonal, identity, Hadamard.
 
 A weight (out, in, *kernel) counts as the matrix (out, in·prod(kernel)). With `groups` a convolution is that
 many matrices on top of each other, each filled by itself.
@@ -6,6 +6,7 @@ many matrices on top of each other, each filled by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,68 @@ def orthogonal_(
     """
     _check(tensor, "orthogonal_", 2, 99)
     return _by_group(tensor, groups, generator, lambda part: part.copy_(_orthogonal(part, gain, generator)))
+
+
+def scaled_orthogonal_(tensor: Tensor, *, groups: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a weight in place with a (semi-)orthogonal matrix times √max(1, rows/cols): every mean square is kept.
+
+    An orthogonal matrix of more rows than columns keeps the norm, which is then spread over more units: without the
+    factor the mean square of a Linear's outputs is in/out of its inputs' (pytorch#10672).
+
+    Raises:
+        ValueError: fewer than two dimensions, or groups that do not divide the first.
+
+    >>> weight = scaled_orthogonal_(torch.empty(64, 16), generator=torch.Generator().manual_seed(0))
+    >>> torch.allclose(weight.T @ weight, 4 * torch.eye(16), atol=1e-5)
+    True
+    """
+    _check(tensor, "scaled_orthogonal_", 2, 99)
+
+    def fill(part: Tensor) -> None:
+        rows = part.shape[0]
+        part.copy_(_orthogonal(part, math.sqrt(max(1.0, rows * rows / part.numel())), generator))
+
+    return _by_group(tensor, groups, generator, fill)
+
+
+def hadamard_(tensor: Tensor, *, groups: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Set a weight in place to ZerO's: nothing is drawn, and yet no rank is lost where the layer widens.
+
+    With rows ≤ cols ones on the main diagonal; else the first columns of the Hadamard matrix of the next power of 2,
+    each of norm √(rows/power). Of a kernel it is the middle tap.
+
+    Source: Zhao, Schäfer & Anandkumar (2022), with the authors' code's factor of the Hadamard matrix.
+
+    Raises:
+        ValueError: not 2 to 5 dimensions, or groups that do not divide the first.
+
+    >>> hadamard_(torch.empty(4, 2))
+    tensor([[ 0.5000,  0.5000],
+            [ 0.5000, -0.5000],
+            [ 0.5000,  0.5000],
+            [ 0.5000, -0.5000]])
+    """
+    _check(tensor, "hadamard_", 2, 5)
+
+    def fill(part: Tensor) -> None:
+        tap = _centre(part.zero_())
+        rows, cols = tap.shape
+        if rows <= cols:
+            tap.diagonal().fill_(1.0)
+        else:
+            tap.copy_(_hadamard(rows, cols, tap))
+
+    return _by_group(tensor, groups, None, fill)
+
+
+def _hadamard(rows: int, cols: int, like: Tensor) -> Tensor:
+    """Columns of Sylvester's matrix: those of the smallest one that has as many, again and again."""
+    small = torch.ones(1, 1, dtype=torch.float32, device=like.device)
+    while small.shape[0] < cols:
+        small = torch.cat([torch.cat([small, small], 1), torch.cat([small, -small], 1)])
+    times = -(-rows // small.shape[0])
+    power = 2 ** math.ceil(math.log2(rows))
+    return small.repeat(times, 1)[:rows, :cols] / math.sqrt(power)
 
 
 def delta_orthogonal_(

@@ -26,6 +26,8 @@ class PlanRow:
         variance_asked: of the entries; None where they are not random or are left as they are.
         variance_got: population variance of the entries afterwards; None in a plan.
         note: why it is left, or what is special about it.
+        asked: mean square and mean of entries that are not random, where that is known; None where `variance_asked`
+            tells all.
     """
 
     parameter: str
@@ -37,6 +39,7 @@ class PlanRow:
     variance_asked: float | None = None
     variance_got: float | None = None
     note: str = ""
+    asked: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, repr=False)

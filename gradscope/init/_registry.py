@@ -23,6 +23,7 @@ from gradscope.init._named import (
     LECUN_UNIFORM,
 )
 from gradscope.init._scheme import Scheme, Shape
+from gradscope.init._sparse import NONZEROS, martens_sparse_
 from gradscope.init._variance_scaling import VarianceScaling, ready
 from gradscope.recording._errors import unknown_name
 
@@ -63,6 +64,10 @@ def _orthogonal_variance(fans: Fans, shape: Shape | None) -> float:
     return 1.0 / max(rows, cols)
 
 
+def _scaled_orthogonal_variance(fans: Fans, shape: Shape | None) -> float:
+    return 1.0 / (fans.fan_in if shape is None else math.prod(shape[1:]))
+
+
 def _delta_orthogonal_variance(fans: Fans, shape: Shape | None) -> float | None:
     if shape is None:
         return None  # the fans do not tell the channels from the taps
@@ -88,11 +93,31 @@ _SCHEMES = (
         matrix=True,
     ),
     Scheme(
+        "scaled_orthogonal",
+        _matrices.scaled_orthogonal_,
+        _scaled_orthogonal_variance,
+        "Saxe, McClelland & Ganguli (2014); the factor: pytorch#10672",
+        matrix=True,
+    ),
+    Scheme(
         "delta_orthogonal",
         _matrices.delta_orthogonal_,
         _delta_orthogonal_variance,
         "Xiao et al. (2018), algorithm 1",
         matrix=True,
+    ),
+    Scheme(
+        "hadamard",
+        _matrices.hadamard_,
+        lambda fans, shape: None,
+        "Zhao, Schäfer & Anandkumar (2022), ZerO, as in the authors' code",
+        matrix=True,
+    ),
+    Scheme(
+        "martens_sparse",
+        martens_sparse_,
+        lambda fans, shape: min(1.0, NONZEROS / (fans.fan_in if shape is None else math.prod(shape[1:]))),
+        "Martens (2010), section 5",
     ),
     Scheme("identity", _identity_, lambda fans, shape: None, "Le, Jaitly & Hinton (2015)", matrix=True),
     Scheme(

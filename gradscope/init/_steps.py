@@ -130,12 +130,24 @@ def _part_of_block(
             fans=block.fans,
             activation=activation,
             scheme=scheme.name,
-            variance_asked=scheme.variance(block.fans, (shape[0] // groups, *shape[1:])),
+            variance_asked=(asked := scheme.variance(block.fans, (shape[0] // groups, *shape[1:]))),
+            asked=None if asked is not None else _of_matrix(scheme.name, shape, groups),
             note="; ".join(filter(None, (row.note, "" if block.activation else follower.note))),
         ),
         block.rows,
         functools.partial(_fill, scheme, block.fans, groups, getattr(module, "padding_idx", None)),
     )
+
+
+def _of_matrix(scheme: str, shape: tuple[int, ...], groups: int) -> tuple[float, float] | None:
+    """Mean square and mean of a weight that is set and not drawn."""
+    rows, cols = shape[0] // groups, shape[1]
+    ones = float(min(rows, cols))
+    if scheme == "hadamard" and rows > cols:
+        return groups * cols * rows / 2.0 ** math.ceil(math.log2(rows)) / math.prod(shape), 0.0
+    if scheme in ("identity", "hadamard"):
+        return groups * ones / math.prod(shape), groups * ones / math.prod(shape)
+    return None
 
 
 def _fill(scheme: Scheme, fans: Fans, groups: int, padding: int | None, value: Tensor, generator: Generator) -> None:

@@ -1,10 +1,10 @@
-"""`gradscope-report`: sweep, show, probe, predict, activation, export, merge, verify.
+"""`gradscope-report`: sweep, show, probe, predict, audit, activation, export, merge, verify.
 
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
 
-Exit codes: 0 fine; 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error; 130
-interrupted. (1 is for findings, which later commands report; a sweep contains sick pairs by design.)
+Exit codes: 0 fine; 1 `audit` found an error or a warning; 2 wrong usage or unreadable input, with one sentence on
+stderr; 3 an internal error; 130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gradscope.recording import Recording
 
 NAME = "gradscope-report"
-OK, USAGE, INTERNAL, INTERRUPTED = 0, 2, 3, 130
+OK, FINDINGS, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 _ROOT_OPTIONS = ("--help", "--version", "--install-completion", "--show-completion")
 _MOST_WORKERS = 4
 
@@ -62,6 +62,10 @@ Out = Annotated[Path, typer.Option(help="Directory for pictures and index.json."
 Json = Annotated[bool, typer.Option("--json", help="Print index.json instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no text and no progress.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN.gscope", help="A recording.", show_default=False)]
+ExpectedRun = Annotated[
+    Path | None,
+    typer.Option("--expected", metavar="THEORY.gscope", help="A saved prediction of the same model, drawn beside it."),
+]
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 Config = Annotated[Path | None, typer.Argument(metavar="CONFIG.toml", help="Settings; the options override them.")]
 Init = Annotated[list[str] | None, typer.Option(help="Scheme; repeatable.", autocompletion=_schemes)]
@@ -153,11 +157,15 @@ def sweep(
 
 
 @app.command()
-def show(run: Run, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
+def show(run: Run, expected: ExpectedRun = None, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
     """Draw a recorded run: profiles, depth against step, update-to-weight ratio."""
     from gradscope.recording import Recording
 
-    _report_run(Recording.load(run), Output(out, json, quiet))
+    recording = Recording.load(run)
+    theory = None if expected is None else Recording.load(expected)
+    if theory is not None and theory.facts.get("source") != "theory":
+        raise Mistake(f"--expected {expected} is no prediction; gradscope.predict(model, inputs).save(path) makes one")
+    _report_run(recording, Output(out, json, quiet), theory)
 
 
 @app.command()
@@ -165,8 +173,14 @@ def probe(factory: Factory, batch: Batch = None, out: Out = _REPORTS, json: Json
     """One forward and one backward of your own model on one batch."""
     from gradscope import _user_model
 
-    recording = _user_model.probe(_user_model.load(factory, batch))
-    _report_run(recording, Output(out, json, quiet))
+    user = _user_model.load(factory, batch)
+    recording, note = _user_model.probe(user), ""
+    expected: Recording | None = None
+    try:
+        expected = _user_model.predict(user, None)
+    except Mistake as error:
+        note = f"No theory is drawn: {str(error).rstrip('.')}."
+    _report_run(recording, Output(out, json, quiet), expected, note)
 
 
 @app.command()
@@ -186,8 +200,20 @@ def predict(
 
 
 @app.command()
+def audit(factory: Factory, batch: Batch = None, json: Json = False, quiet: Quiet = False) -> None:
+    """What is wrong with the initial weights of your own model; exit code 1 where something is worse than a note."""
+    from gradscope import _user_model
+
+    found = _user_model.audit(_user_model.load(factory, batch, needs_batch=False))
+    document = {"schema": 1, "kind": "audit", "findings": [one.as_dict() for one in found]}
+    Output(_REPORTS, json, quiet).print_document(document, str(found))
+    if found.worst in ("error", "warning"):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
 def activation(names: Names, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
-    """Draw activations: function, slope, where they saturate."""
+    """Draw activations: function, slope, where they saturate, and what mean-field theory says of each."""
     from gradscope.activations import get
 
     try:
@@ -199,7 +225,8 @@ def activation(names: Names, out: Out = _REPORTS, json: Json = False, quiet: Qui
     from gradscope.report import write_activation_report
     from gradscope.report._terminal import activation_text
 
-    output.print_report(write_activation_report(chosen, out), lambda: activation_text(chosen))
+    report = write_activation_report(chosen, out, theory=True)
+    output.print_report(report, lambda: activation_text(chosen, cards=True))
 
 
 @app.command()
@@ -251,12 +278,16 @@ def verify(run: Run, json: Json = False, quiet: Quiet = False) -> None:
     output.print_document(document, f"{run} is whole: {steps} steps of {sites} sites")
 
 
-def _report_run(recording: Recording, output: Output) -> None:
+def _report_run(recording: Recording, output: Output, expected: Recording | None = None, note: str = "") -> None:
     output.make_directory()
     from gradscope.report import write_run_report
+    from gradscope.report._expected_curve import has_common_sites
     from gradscope.report._run_terminal import run_text
 
-    output.print_report(write_run_report(recording, output.out), lambda: run_text(recording))
+    if expected is not None and not has_common_sites(recording, expected):
+        note = "No theory is drawn: the prediction has no site of this recording."
+    report = write_run_report(recording, output.out, expected=expected)
+    output.print_report(report, lambda: run_text(recording, note))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,10 +148,9 @@ def test_activation_draws_each_once_and_says_why_gradients_die(capsys: Capture) 
     assert main(["activation", "logistic", "sigmoid", "leaky_relu(0.2)"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "one factor is almost 0, and so is the gradient that a logistic unit passes back" in out
-    assert {p.name for p in Path("reports").glob("*.png")} == {
-        "activation__sigmoid.png",
-        "activation__leaky_relu_0.2.png",
-    }
+    kinds, names = ("activation", "card", "phase", "cmap", "spectrum"), ("sigmoid", "leaky_relu_0.2")
+    expected = {"gains.png", *(f"{kind}__{name}.png" for kind in kinds for name in names)}
+    assert {p.name for p in Path("reports").glob("*.png")} == expected
 
 
 def test_activation_refuses_an_unknown_name_and_no_name(capsys: Capture) -> None:
@@ -254,6 +253,52 @@ def on_meta():
 number = 3
 """
 
+AUDITED = """
+import torch
+from torch import nn
+
+import gradscope
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(64, 64), nn.ReLU())))
+
+def sound():
+    model = deep()
+    gradscope.init.initialize(model)
+    return model
+
+def half_open():
+    return nn.LSTM(64, 64)
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(20))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+def functional():
+    torch.manual_seed(0)
+    return Functional()
+
+def deep_on_a_batch():
+    return functional(), batch()
+
+def batch():
+    return torch.ones(2, 64)
+
+def wrong_batch():
+    return torch.ones(2, 7)
+
+def on_meta():
+    with torch.device("meta"):
+        return deep()
+"""
+
 
 @pytest.mark.parametrize("factory", ["with_inputs", "with_loss"])
 def test_probe_finds_a_factory_in_the_current_folder(
@@ -334,6 +379,53 @@ def test_predict_explains_a_model_without_values_and_a_scheme_that_is_none(
     assert "he_normal" in said
 
 
+@pytest.mark.parametrize(("factory", "code"), [("deep", 1), ("deep_on_a_batch", 1), ("half_open", 0), ("sound", 0)])
+def test_audit_prints_what_it_finds_and_exits_1_where_it_is_worse_than_a_note(
+    factory: str, code: int, write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    assert main(["audit", f"{write_module(AUDITED)}:{factory}"]) == code
+    out, err = capsys.readouterr()
+    assert err == ""
+    first = {"deep": "error: default-init at 0.weight", "half_open": "note: forget-bias", "sound": "nothing found"}
+    assert out.startswith(first.get(factory, "error: default-init at layers.0.weight"))
+    assert not Path("reports").exists()
+
+
+def test_audit_prints_json_or_nothing_with_the_same_exit_code(
+    write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    module = write_module(AUDITED)
+    assert main(["audit", f"{module}:deep", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["kind"]) == (1, "audit")
+    (found,) = document["findings"]
+    assert (found["rule"], found["severity"], len(found["sites"])) == ("default-init", "error", 20)
+    assert found["expected"] == pytest.approx(2.0)
+    assert main(["audit", f"{module}:sound", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+    assert main(["audit", f"{module}:deep", "--quiet"]) == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_audit_takes_the_batch_of_a_function_and_sees_functions_with_it(
+    write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    module = write_module(AUDITED)
+    assert main(["audit", f"{module}:functional"]) == 0
+    assert main(["audit", f"{module}:functional", "--batch", f"{module}:batch"]) == 1
+    assert "inputs=inputs" in capsys.readouterr().out
+
+
+def test_audit_answers_a_mistake_with_exit_2(write_module: Callable[[str], str], capsys: Capture) -> None:
+    module = write_module(AUDITED)
+    said = refused(capsys, "audit", f"{module}:on_meta")
+    assert said.startswith(f"{module}:on_meta cannot be audited: ValueError: 0.weight is on the meta device")
+    said = refused(capsys, "audit", f"{module}:functional", "--batch", f"{module}:wrong_batch")
+    assert said.startswith(f"{module}:functional cannot be audited: RuntimeError: ")
+    assert "Missing argument" in refused(capsys, "audit")
+    assert "No such option" in refused(capsys, "audit", f"{module}:deep", "--init", "auto")
+
+
 def test_help_and_version_import_neither_torch_nor_matplotlib_nor_numpy() -> None:
     code = (
         "import sys; from gradscope.cli import main\n"
@@ -342,7 +434,7 @@ def test_help_and_version_import_neither_torch_nor_matplotlib_nor_numpy() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("sweep", "show", "probe", "predict", "activation", "export"))
+    assert all(name in done.stdout for name in ("sweep", "show", "probe", "predict", "audit", "activation", "export"))
     assert f"gradscope-report {gradscope.__version__}" in done.stdout
 
 

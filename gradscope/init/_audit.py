@@ -2,126 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gradscope.activations import Activation, get
-from gradscope.diagnosis import Finding, Findings
-from gradscope.init._definition import followers_by_definition
-from gradscope.init._fans import Fans, tensor_fans
+from gradscope.diagnosis import Findings
+from gradscope.init import _rules  # noqa: F401  (they register themselves)
+from gradscope.init._audit_order import order_by_definition, order_by_execution, stretches
+from gradscope.init._audit_signs import signs_of_training
+from gradscope.init._audit_weight import Weight
+from gradscope.init._audited import OF_SCALE, RULES, Audited
+from gradscope.init._definition import Follower, followers_by_definition
 from gradscope.init._layer_fans import weight_blocks
 from gradscope.init._slots import Slot, slots
-from gradscope.init._trace import followers_by_execution
-from gradscope.theory import second_moment
-
-SURE = 5.0
-"""Standard errors within which a measured variance counts as one that was asked for."""
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A weight, or a block of a packed one, that acts as one matrix.
-
-    Attributes:
-        path: its qualified name.
-        block: gate or projection, empty where the weight is one matrix.
-        module: whose it is.
-        value: the entries.
-        fans: the true ones.
-        whole: fans that torch gives the whole parameter, by its shape.
-        activation: that follows; None where none does, or it is not elementwise.
-    """
-
-    path: str
-    block: str
-    module: nn.Module
-    value: Tensor
-    fans: Fans
-    whole: Fans
-    activation: Activation | None
-
-    @property
-    def name(self) -> str:
-        """With the block."""
-        return f"{self.path}[{self.block}]" if self.block else self.path
-
-    @property
-    def square(self) -> float:
-        """Mean square of the entries."""
-        return float(self.value.double().square().mean())
-
-    @property
-    def error(self) -> float:
-        """Relative standard error of `square`, by the entries' own fourth moment."""
-        squares = self.value.double().square().ravel()
-        mean = float(squares.mean())
-        return float(squares.std()) / mean / math.sqrt(squares.numel()) if mean > 0.0 and squares.numel() > 1 else 0.0
-
-    @property
-    def forward(self) -> float:
-        """fan_in·E[w²]: factor of the mean square from what goes in to what comes out."""
-        return self.fans.fan_in * self.square
-
-    @property
-    def needed(self) -> float:
-        """What `forward` has to be for the activation behind to keep the mean square 1."""
-        return 1.0 if self.activation is None else 1.0 / second_moment(self.activation)
-
-    def has(self, variance: float) -> bool:
-        """Whether the entries have this variance, as far as so many of them can tell."""
-        return abs(self.square / variance - 1.0) <= SURE * self.error + 1e-6 if variance > 0.0 else self.square == 0.0
-
-
-@dataclass(frozen=True)
-class Audited:
-    """A model, as the rules see it.
-
-    Attributes:
-        model: itself.
-        slots: its parameters.
-        weights: with known fans, in the order of definition, each once.
-        trained: why it is not at its initialization, empty where nothing speaks for that.
-    """
-
-    model: nn.Module
-    slots: tuple[Slot, ...]
-    weights: tuple[Weight, ...]
-    trained: str
-
-
-Rule = Callable[[Audited], Iterator[Finding]]
-RULES: dict[str, Rule] = {}
-OF_SCALE: set[str] = set()
-"""Rules that judge the size of weights: of a trained model that says nothing."""
-
-
-def audit_rule(name: str, *, of_scale: bool = True) -> Callable[[Rule], Rule]:
-    """Register a rule under the name that its findings bear."""
-
-    def register(rule: Rule) -> Rule:
-        RULES[name] = rule
-        if of_scale:
-            OF_SCALE.add(name)
-        return rule
-
-    return register
-
-
-def audit(model: nn.Module, *, inputs: Any = None) -> Findings:
+def audit(model: nn.Module, inputs: Any = None) -> Findings:
     """What is wrong with the initial weights of a model, each with its factor, its reference and what mends it.
 
-    No batch is needed and nothing is run; the model stays as it is. Where it is not at its initialization (running
-    statistics have moved, norms are no longer 1 and 0), its weights are not measured against initial ones, and a
-    finding says so.
+    No batch is needed and nothing is run; the model stays as it is. Each remedy is one line of Python for a namespace
+    with `model`, `gradscope`, `torch`, `nn` and `copy`, and `inputs` where they were given. Where the model is not at
+    its initialization (norms that are no longer constant, batches counted, weights that no initialization draws), they
+    are not measured against initial ones, and a finding says so.
+
+    How bad it is follows from the decades of rms that a row of layers loses or gains: one is a warning, two are an
+    error. A norm or a residual sum behind a row makes its scale irrelevant; it is a note then, and a warning where two
+    decades are lost before the norm, whose epsilon begins to count there.
 
     Args:
         model: any module; frozen parameters are looked at too.
-        inputs: one batch, as `initialize` takes it: activations that are functions are then seen.
+        inputs: one batch, as `initialize` takes it: with it the model is run once, so that the order of execution,
+            activations and norms that are functions, and residual sums are seen.
 
     Raises:
         TypeError: model is no module.
@@ -134,19 +49,27 @@ def audit(model: nn.Module, *, inputs: Any = None) -> Findings:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is of type {type(model).__name__}; audit takes a torch.nn.Module")
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter) or parameter.device.type == "meta":
-            where = "has no shape yet" if isinstance(parameter, nn.UninitializedParameter) else "is on the meta device"
+        if is_lazy(parameter) or parameter.device.type == "meta":
+            where = "has no shape yet" if is_lazy(parameter) else "is on the meta device"
             raise ValueError(f"{name} {where}: audit measures weights that exist")
-    from gradscope.init import _audit_rules  # noqa: F401  (they register themselves)
-
-    found = Audited(model, every := tuple(slots(model)), tuple(_weights(model, every, inputs)), _trained(model))
-    rules = {name: rule for name, rule in RULES.items() if not (found.trained and name in OF_SCALE)}
+    audited = _audited(model, inputs)  # under the caller's grad mode: without gradients some modules take another path
     with torch.no_grad():
-        return Findings(finding for rule in rules.values() for finding in rule(found))
+        rules = [name for name in RULES if not (audited.signs and name in OF_SCALE)]
+        return Findings(finding for rule in rules for finding in audited.findings(rule))
 
 
-def _weights(model: nn.Module, every: tuple[Slot, ...], inputs: Any) -> Iterator[Weight]:
-    following = followers_by_definition(model) if inputs is None else followers_by_execution(model, inputs)
+def _audited(model: nn.Module, inputs: Any) -> Audited:
+    if inputs is None:
+        following, order = followers_by_definition(model), order_by_definition(model)
+    else:
+        following, order = order_by_execution(model, inputs)
+    every = tuple(slots(model))
+    weights = tuple(_weights(every, following))
+    signs = signs_of_training(model, weights)
+    return Audited(model, every, weights, stretches(weights, order), inputs is not None, signs)
+
+
+def _weights(every: tuple[Slot, ...], following: Mapping[str, Follower]) -> Iterator[Weight]:
     met: set[int] = set()
     for slot in every:
         blocks = (weight_blocks(slot.module) or {}).get(slot.name, ())
@@ -154,25 +77,16 @@ def _weights(model: nn.Module, every: tuple[Slot, ...], inputs: Any) -> Iterator
             continue
         met.add(id(slot.originals[0]))
         value = slot.read()
-        follower = following.get(slot.module_name)
+        if not value.is_floating_point() or not value.numel():
+            continue
+        follower = following.get(slot.module_name, Follower(None))
         for block in blocks:
-            name = block.activation or (None if follower is None else follower.activation)
-            activation = None if name is None else get(name)
-            if activation is not None and (not activation.elementwise or activation.name == "identity"):
-                activation = None
+            activation = _elementwise(block.activation or follower.activation)
             yield Weight(
-                slot.path, block.name, slot.module, block.of(value), block.fans, tensor_fans(value), activation
+                slot.module_name, slot.path, block.name, slot.module, block.of(value), value, block.fans, activation
             )
 
 
-def _trained(model: nn.Module) -> str:
-    for name, module in model.named_modules():
-        tracked = getattr(module, "num_batches_tracked", None)
-        if isinstance(tracked, Tensor) and tracked.device.type != "meta" and int(tracked) > 0:
-            return f"{name} has counted {int(tracked)} batches"
-        kind = type(module).__name__
-        if "Norm" in kind and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.numel() > 1:
-            values = weight.detach().double()
-            if float(values.std()) > 1e-6 * float(values.abs().max()):
-                return f"{name}.weight differs from unit to unit"
-    return ""
+def _elementwise(name: str | None) -> Activation | None:
+    activation = get(name)
+    return activation if activation.elementwise and activation.name != "identity" else None

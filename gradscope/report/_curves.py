@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradscope.recording import SweepCell
 from gradscope.recording._profile import BAND_DECADES
+from gradscope.theory import spread_band
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, Direction] = ("forward", "backward")
@@ -29,6 +30,8 @@ class Curve:
         median, low, high: at the pre-activations, over seeds, `(layers,)`.
         after: the median after the activation function; NaN in the last layer, which has none, `(layers,)`.
         theory: what is expected at the pre-activations, NaN where the theory is silent, `(layers,)`.
+        theory_low, theory_high: between them lie 95 % of single networks, by theory; NaN where it is silent or no
+            forecast, `(layers,)`.
         healthy: lower and upper edge of the healthy band; NaN where the signal enters as nothing.
     """
 
@@ -39,6 +42,8 @@ class Curve:
     high: Array
     after: Array
     theory: Array
+    theory_low: Array
+    theory_high: Array
     healthy: tuple[float, float]
 
     @property
@@ -70,9 +75,12 @@ def curve(cell: SweepCell, direction: Direction) -> Curve:
     forward = direction == "forward"
     low, median, high = _quantiles(cell.rms(direction))
     after = _quantiles(cell.rms_after(direction))[1]
-    theory = np.full(cell.depth, np.nan)
+    theory, theory_low, theory_high = np.full((3, cell.depth), np.nan)
     if cell.expected is not None:
         theory = np.where(cell.expected.valid, cell.expected.pre if forward else cell.expected.pre_grad, np.nan)
+        if cell.expected.stable:
+            variance = cell.expected.forward_var if forward else cell.expected.backward_var
+            theory_low, theory_high = spread_band(theory, variance)
     enters = float(median[0 if forward else -1])
     return Curve(
         direction,
@@ -82,6 +90,8 @@ def curve(cell: SweepCell, direction: Direction) -> Curve:
         high,
         after,
         theory,
+        theory_low,
+        theory_high,
         (enters - BAND_DECADES, enters + BAND_DECADES),
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from gradscope.recording import SIGNALS, Recording, Signal
+from gradscope.report._expected_curve import expected_curve
 from gradscope.report._index import Picture, Report, write_report
 from gradscope.report._run_curves import step_map, three_lines, update_ratio
 from gradscope.report._words import NAMES, map_sentence, profile_sentence, update_sentence
@@ -13,7 +15,9 @@ from gradscope.report._write import save_png
 from gradscope.report.figures import depth_step_heatmap, profile, update_to_weight
 
 
-def write_run_report(recording: Recording, directory: str | os.PathLike[str] = "reports") -> Report:
+def write_run_report(
+    recording: Recording, directory: str | os.PathLike[str] = "reports", *, expected: Recording | None = None
+) -> Report:
     """Draw every picture of a recorded run into a directory and list them in `index.json`.
 
     A signal that was not recorded has no picture, a single step no heat map, a run without an observed optimizer
@@ -22,12 +26,14 @@ def write_run_report(recording: Recording, directory: str | os.PathLike[str] = "
     Args:
         recording: open or loaded.
         directory: made where it does not exist; pictures of the same names are replaced.
+        expected: what `gradscope.predict` gave for the same model: the theory's curve and band in each profile whose
+            sites it has.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     pictures: list[Picture] = []
     for signal in SIGNALS:
-        pictures += _of_signal(recording, signal, directory)
+        pictures += _of_signal(recording, signal, directory, expected)
     ratio = update_ratio(recording)
     if ratio.extremes:
         save_png(update_to_weight(recording, ratio), directory / "update_ratio.png")
@@ -42,13 +48,19 @@ def write_run_report(recording: Recording, directory: str | os.PathLike[str] = "
     return write_report(directory, head, pictures)
 
 
-def _of_signal(recording: Recording, signal: Signal, directory: Path) -> list[Picture]:
+def _of_signal(recording: Recording, signal: Signal, directory: Path, expected: Recording | None) -> list[Picture]:
     lines = three_lines(recording, signal)
     if not lines:
         return []
     file = f"profile__{signal}.png"
-    save_png(profile(recording, signal), directory / file)
-    data = {"signal": signal, "lines": [line.data() for line in lines], "words": profile_sentence(lines)}
+    theory = None if expected is None else expected_curve(expected, lines[0])
+    save_png(profile(recording, signal, expected), directory / file)
+    data: dict[str, Any] = {
+        "signal": signal,
+        "lines": [line.data() for line in lines],
+        "words": profile_sentence(lines),
+        **({} if theory is None else {"expected": theory.data()}),
+    }
     pictures = [Picture(file, "profile", f"{NAMES[signal]} against depth", data)]
     if len(recording.steps) > 1:
         file, shown = f"heatmap__{signal}.png", step_map(recording, signal)

@@ -18,15 +18,21 @@ _MOST_ROWS = 60
 _MOST_REASONS = 8
 
 
-def run_text(recording: Recording) -> RenderableType:
-    """The sites at the last step with data, the slopes, and the first site outside the healthy band."""
+def run_text(recording: Recording, note: str = "") -> RenderableType:
+    """The sites at the last step with data, the slopes, and the first site outside the healthy band.
+
+    Args:
+        recording: open or loaded.
+        note: a sentence of the caller's that follows: why a picture lacks something.
+    """
     if not len(recording.steps):
         return Text("No step of this recording is complete yet.")
     profiles = {signal: recording.profile(signal) for signal in FLOWING if recording.sites_of(signal)}
     lines = [line for profile in profiles.values() for line in _lines(recording, profile)]
     last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
     title = Text(f"Step {last}: rms at each site{sampled(recording, 'rms')}", style="bold")
-    return Group(title, _table(recording, profiles), Text(), *lines, *_said(recording))
+    notes = [Text(note)] if note else []
+    return Group(title, _table(recording, profiles), Text(), *lines, *_said(recording), *notes)
 
 
 def _said(recording: Recording) -> Iterator[Text]:

@@ -116,14 +116,32 @@ def _worst(cells: Sequence[SweepCell]) -> list[SweepCell]:
     return chosen
 
 
-def activation_text(names: Sequence[str]) -> RenderableType:
-    """Each activation's sentences."""
+def activation_text(names: Sequence[str], *, cards: bool = False) -> RenderableType:
+    """Each activation's sentences, and the card of each elementwise one if asked for."""
     rows = [activations.get(name) for name in names]
     parts = [
         Text.assemble((row.name, "bold"), f"  (recommended weights: {row.scheme})\n", " ".join(sentences(row)))
         for row in rows
     ]
-    return Group(*(Text("\n").join([part, Text("")]) for part in parts))
+    shown: list[RenderableType] = []
+    for part, row in zip(parts, rows, strict=True):
+        card = _card_text(row) if cards and row.elementwise else []
+        shown += [part, *card, Text()] if card else [Text("\n").join([part, Text("")])]
+    return Group(*shown)
+
+
+def _card_text(row: activations.Activation) -> list[RenderableType]:
+    """The card's table, and its advice in sentences."""
+    from gradscope.theory import card
+
+    found = card(row)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for line in str(found).splitlines()[1:]:
+        if line.startswith("  "):
+            left, _, right = line.strip().partition("  ")
+            table.add_row(Text(left), Text(right.strip()))
+    return [table, *map(Text, found.advice)]
 
 
 def pictures_text(report: Report) -> Text:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from gradscope.recording import Recording, Signal, Site
+from gradscope.report._expected_curve import ExpectedCurve, expected_curve
 from gradscope.report._run_curves import FLOWING, Line, log10, three_lines
 from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
 from gradscope.report._words import NAMES, profile_sentence, sampled, signed, small_print
@@ -25,31 +26,39 @@ _DASHES = {"first": (0, (1, 1.6)), "middle": (0, (5, 2)), "last": "solid", "only
 _MARKERS = {"first": "^", "middle": "s", "last": "o", "only": "o"}
 _FLOWS = {"forward": "depth    (the signal flows →)", "backward": "depth    (← the gradient flows)"}
 _MOST_NAMES, _LONGEST_NAME = 26, 24
+_BAND, _THEORY = "#d2d2d2", (0, (5, 3))
 
 
 @styled
-def profile(recording: Recording, signal: Signal) -> Figure:
+def profile(recording: Recording, signal: Signal, expected: Recording | None = None) -> Figure:
     """rms of one signal against depth (order of execution) at the first, middle and last step; y is log10 of rms.
 
     The line joins the layers (pre-activations; of parameters those of two or more dimensions), small dots are
     the other sites at the last step. For a signal that flows: the healthy band of the last step and, with a
-    cross, each step's first sick site.
+    cross, each step's first sick site. With `expected`, a prediction of the same model: the theory's curve at the same
+    layers, dashed, and the band in which 95 % of single networks of these widths lie; gradients are shifted to meet
+    the measured one at the last layer.
     """
     lines = three_lines(recording, signal)
     if not lines:
         raise ValueError(f"signal={signal!r} has no data in this recording")
+    theory = None if expected is None else expected_curve(expected, lines[0])
     names = _names(lines[-1])
     above = 0.15 + 0.05 * max(map(len, (s.name for s in names)), default=0) if names else 0.0
     sentence = textwrap.fill(profile_sentence(lines), 128)
     head = 0.72 + 0.17 * (sentence.count("\n") + 1)
-    height = 1.0 + 3.5 + above + head
+    foot = 1.0 if theory is None else 1.2
+    height = foot + 3.5 + above + head
     figure = new_figure(9.6, height)
     figure.text(0.075, 1 - 0.38 / height, f"{NAMES[signal]} against depth", fontsize=14, fontweight="bold")
     figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms"))
-    axes = figure.add_axes((0.075, 1.0 / height, 0.885, 3.5 / height))
+    axes = figure.add_axes((0.075, foot / height, 0.885, 3.5 / height))
     band = tuple(log10(np.array(lines[-1].profile.healthy_band))) if signal in FLOWING else (np.nan, np.nan)
-    low, high = span(*(log10(line.profile.values[_drawn(line)]) for line in lines), band)
+    everything = [*(log10(line.profile.values[_drawn(line)]) for line in lines), np.array(band)]
+    if theory is not None:
+        everything += [theory.log10_rms, theory.low, theory.high]
+    low, high = span(*everything)
     decade_axis(axes, low, high)
     depths = np.concatenate([line.profile.depth for line in lines])
     direction = lines[-1].profile.direction
@@ -57,12 +66,22 @@ def profile(recording: Recording, signal: Signal) -> Figure:
     axes.set_ylabel(f"rms{sampled(recording, 'rms')}")
     if np.isfinite(band[0]):
         axes.axhspan(*band, color=HEALTHY, linewidth=0, zorder=0, label="healthy band")
+    if theory is not None:
+        _theory(axes, theory)
     for line in lines:
         _draw(axes, line)
     if names:
         _name_axis(axes, names)
-    _legend(figure, lines, bool(np.isfinite(band[0])))
+    _legend(figure, lines, bool(np.isfinite(band[0])), theory)
     return figure
+
+
+def _theory(axes: Axes, theory: ExpectedCurve) -> None:
+    if np.isfinite(theory.low).any():
+        axes.fill_between(
+            theory.depth, theory.low, theory.high, color=_BAND, linewidth=0, zorder=0.5, label="band of the theory"
+        )
+    axes.plot(theory.depth, theory.log10_rms, color=INK, linewidth=1.3, linestyle=_THEORY, zorder=3, label="theory")
 
 
 def _drawn(line: Line) -> NDArray[np.bool_]:
@@ -124,7 +143,7 @@ def _name_axis(axes: Axes, sites: list[Site]) -> None:
     above.spines["top"].set_visible(False)
 
 
-def _legend(figure: Figure, lines: tuple[Line, ...], band: bool) -> None:
+def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: ExpectedCurve | None) -> None:
     handles: list[Line2D | Patch] = []
     labels: list[str] = []
     for line in lines:
@@ -135,6 +154,13 @@ def _legend(figure: Figure, lines: tuple[Line, ...], band: bool) -> None:
     if band:
         handles.append(Patch(facecolor=HEALTHY))
         labels.append("healthy band of the last step")
+    if theory is not None:
+        scale = ", scaled to the last layer" if theory.scaled else ""
+        handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=_THEORY))
+        labels.append(f"theory{scale}:  {signed(theory.decades_per_layer)} decades per layer")
+        if np.isfinite(theory.low).any():
+            handles.append(Patch(facecolor=_BAND))
+            labels.append("95 % of networks of these widths, by theory")
     if not lines[-1].profile.layers.all():
         colour = _SHADES[lines[-1].profile.direction]["last"]
         handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))

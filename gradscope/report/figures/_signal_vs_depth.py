@@ -28,6 +28,7 @@ _FLOWS: dict[Direction, str] = {
 }
 FLOAT32 = (-44.85, 38.53)
 """log10 of the smallest and the largest float32."""
+_BAND = "#dedede"
 DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
 
 
@@ -36,7 +37,7 @@ def signal_vs_depth(cell: SweepCell) -> Figure:
     """Two panels against depth: forward activation rms, backward activation_grad rms, on an axis of decades.
 
     Each holds the median and the 10-90 % band over seeds at the pre-activations, dots after the activation
-    function, the theory's curve, the healthy band, the slope in decades per layer and a line that says it in
+    function, the theory's curve and band, the healthy band, the slope in decades per layer and a line that says it in
     words; y values are log10 of rms.
     """
     figure = new_figure(10.6, 5.2)
@@ -64,6 +65,10 @@ def _panel(axes: Axes, cell: SweepCell, direction: Direction) -> None:
     for edge, name in zip(FLOAT32, ("smallest", "largest"), strict=True):
         if low < edge < high:
             axes.axhline(edge, color=SOFT, linewidth=0.8, linestyle=DOTTED, label=f"float32 {name}")
+    if np.isfinite(shown.theory_low).any():
+        axes.fill_between(
+            shown.depth, shown.theory_low, shown.theory_high, color=_BAND, linewidth=0, zorder=1, label="theory's band"
+        )
     axes.fill_between(
         shown.depth, shown.low, shown.high, color=_FILLS[direction], linewidth=0, zorder=1.5, label="seeds"
     )
@@ -109,7 +114,8 @@ def _frontier(axes: Axes, shown: Curve, way: Passage) -> None:
 def _limits(shown: Curve) -> tuple[float, float]:
     """Around everything drawn, but no further beyond float32 than needed to see the theory leave it."""
     theory = np.clip(shown.theory, FLOAT32[0] - 12, FLOAT32[1] + 12)
-    return span(shown.low, shown.high, shown.after, theory, shown.healthy, least=3.0)
+    band = (np.clip(one, FLOAT32[0] - 12, FLOAT32[1] + 12) for one in (shown.theory_low, shown.theory_high))
+    return span(shown.low, shown.high, shown.after, theory, *band, shown.healthy, least=3.0)
 
 
 def _heading(axes: Axes, way: Passage) -> None:
@@ -144,6 +150,8 @@ def _legend(figure: Figure, cell: SweepCell) -> None:
         entries.append((Line2D([], [], color=INK, **cross), "leaves the healthy band"))
     if cell.expected is not None and cell.expected.valid.any():
         entries.append((Line2D([], [], color=INK, linewidth=1.3, linestyle=DASHED), f"theory: {cell.expected.label}"))
+        if cell.expected.stable:
+            entries.append((Patch(facecolor=_BAND), "95 % of networks, by theory"))
     if any(way.dies_at for way in ways):
         entries.append((Line2D([], [], color=INK, linewidth=1.2, linestyle=DOTTED), "float32 ends"))
     handles, labels = zip(*entries, strict=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gradscope._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gradscope import activations, init, theory
-    from gradscope.experiments import SweepConfig, predict, probe, sweep
+    from gradscope import activations, init, testing, theory
+    from gradscope.experiments import SweepConfig, jacobian_spectrum, predict, probe, suggest, sweep
     from gradscope.hooks import GradScope, NonFinite, NonFiniteError
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
 
@@ -27,9 +27,12 @@ __all__ = [
     "SweepConfig",
     "activations",
     "init",
+    "jacobian_spectrum",
     "predict",
     "probe",
+    "suggest",
     "sweep",
+    "testing",
     "theory",
 ]
 
@@ -41,8 +44,10 @@ _ROOMS = {
     "Recording": "gradscope.recording",
     "RecordingError": "gradscope.recording",
     "SweepConfig": "gradscope.experiments",
+    "jacobian_spectrum": "gradscope.experiments",
     "predict": "gradscope.experiments",
     "probe": "gradscope.experiments",
+    "suggest": "gradscope.experiments",
     "sweep": "gradscope.experiments",
 }
 

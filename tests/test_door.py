@@ -24,7 +24,7 @@ def _modules_after(code: str) -> set[str]:
         "import gradscope",
         "import gradscope; gradscope.Recording, gradscope.RecordingError, gradscope.GradScopeWarning",
         "import gradscope; gradscope.activations.get('relu'), gradscope.theory.gain('gelu')",
-        "import gradscope; gradscope.SweepConfig()",
+        "import gradscope; gradscope.SweepConfig(), gradscope.testing.__all__",
         "import gradscope.recording, gradscope.report, gradscope.theory, gradscope.activations, gradscope.cli",
     ],
 )

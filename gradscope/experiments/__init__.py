@@ -1,4 +1,4 @@
-"""Experiments: probe one model on one batch, predict it, sweep plain networks over init, activation, depth and width.
+"""Experiments: probe a model on one batch, predict it, take its Jacobian's spectrum, sweep plain networks.
 
 Lazy: the settings (`SweepConfig`, `SettingsError`) come without torch.
 """
@@ -10,19 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradscope.experiments._config import SettingsError, SweepConfig
+    from gradscope.experiments._jacobian import jacobian_spectrum
+    from gradscope.experiments._jacobian_result import JacobianSpectrum
     from gradscope.experiments._networks import plain_network
     from gradscope.experiments._predict import predict
     from gradscope.experiments._probe import probe
+    from gradscope.experiments._suggest import Candidate, Suggestion, suggest
     from gradscope.experiments._sweep import sweep
 
-__all__ = ["SettingsError", "SweepConfig", "plain_network", "predict", "probe", "sweep"]
+__all__ = [
+    "Candidate",
+    "JacobianSpectrum",
+    "SettingsError",
+    "Suggestion",
+    "SweepConfig",
+    "jacobian_spectrum",
+    "plain_network",
+    "predict",
+    "probe",
+    "suggest",
+    "sweep",
+]
 
 _FILES = {
+    "Candidate": "_suggest",
+    "JacobianSpectrum": "_jacobian_result",
     "SettingsError": "_config",
+    "Suggestion": "_suggest",
     "SweepConfig": "_config",
+    "jacobian_spectrum": "_jacobian",
     "plain_network": "_networks",
     "predict": "_predict",
     "probe": "_probe",
+    "suggest": "_suggest",
     "sweep": "_sweep",
 }
 

@@ -68,9 +68,9 @@ def initialize(
             `Scheme` or `VarianceScaling`; a scheme of a whole model, by its name of `model_scheme_names()` or
             with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict from glob patterns over parameter names to
             schemes of single weights, of which the first that matches counts and what none matches is left
-            (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in full is set even where it is an embedding or its use is not known
-            (a bare tensor's fans, then). `torch_default` gives each module what torch itself gives it, biases
-            included.
+            (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in full is set even where it is an
+            embedding or its use is not known (a bare tensor's fans, then). `torch_default` gives each module what
+            torch itself gives it, biases included.
         activation: the activation that follows every layer but the last, in place of what the search finds.
         generator: draws the numbers; the global random state then stays as it is. Without it they come from
             the global state, as torch's do.

@@ -3,10 +3,13 @@
 With n keys, logits of variance s² over the keys (and t² the covariance of two queries' logits), a weight's mean square
 is about e^{s²}/n²: with S = E Σ_j A_j² ≈ e^{s²}/(n − 1 + e^{s²}),
 
-    mean square out    = k + (v − k)·S                v the mean square of the values, k of two positions' product
-    product of queries = k + (v − k)·e^{t²}/n
+    mean square out    = k + (v − k)·(S + s²/E)       v the mean square of the values, k of two positions' product
+    product of queries = k + (v − k)·(e^{t²}/n + t²/E)
 
-(Dong et al. 2021; Noci et al. 2022.) Good while s² is about 1 or less.
+(Dong et al. 2021; Noci et al. 2022.) Good while s² is about 1 or less. Keys and values are made of the same tokens, of
+E entries each: a query leans towards tokens that lie along one direction, and so does what it gets, which is s²/E and
+t²/E; and the gradient of a query, Σ_j (g·v_j)·k_j over the tokens' deviations, is 1 + n/E times what it would be of
+values and keys that have nothing in common.
 """
 
 from __future__ import annotations
@@ -85,9 +88,11 @@ def averaged_by(
     moved = sum(s * (1.0 - s) for s in shares) / len(shares)  # a single key has no choice
     overlap = _overlap(counts, between)
     varied = v.same - v.position
+    entries = max(query.count("unit"), 1)  # of a token, over all heads
+    leaning = (spread / entries, alongside / entries) if keys > 1 else (0.0, 0.0)
     alike = Alike(
-        v.position + varied * same,
-        v.position + varied * overlap,
+        v.position + varied * min(same + leaning[0], 1.0),
+        v.position + varied * min(overlap + leaning[1], 1.0),
         v.both + (v.input - v.both) * overlap,
         v.both + (v.input - v.both) * overlap,
     )
@@ -103,7 +108,8 @@ def averaged_by(
         others = max(keys * (keys - 1), 1) / heads
         flow.give(value, Alike(heads * total / keys, crossed / others, heads * at_inputs / keys, rest / others))
         logits = factor**2 * width * g.same * varied * moved  # Σ_j of the logits' gradients squared, of one query
-        flow.give(query, Alike.alone(logits * max(k.same - k.position, 0.0)))
+        common = 1.0 + sum(counts) / len(counts) / entries
+        flow.give(query, Alike.alone(logits * common * max(k.same - k.position, 0.0)))
         flow.give(key, Alike.alone(heads * queries / keys * logits * q.same))
 
     flow.later(back)

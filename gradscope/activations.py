@@ -180,6 +180,8 @@ def get(name: str | Activation | None) -> Activation:
         known = [n for r in _TABLE for n in (r.name, *r.aliases)]
         near = difflib.get_close_matches(str(name).lower().partition("(")[0].strip(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if callable(name):
+            hint = "a function of your own comes as gradscope.theory.activation_of(function). "
         raise ValueError(f"activation={name!r} is unknown; {hint}Known are {', '.join(names())}.")
     given = [part.strip() for part in match[2].split(",")] if match[2] and match[2].strip() else []
     if row.forms and len(given) == 1 and given[0].lower() in row.forms:

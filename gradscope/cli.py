@@ -196,7 +196,10 @@ def predict(
     from gradscope import _user_model
 
     recording = _user_model.predict(_user_model.load(factory, batch), init)
-    _report_run(recording, Output(out, json, quiet))
+    note = (
+        "A gradient of rms 1 enters at the output, whatever the loss: a run's own may be larger or smaller."
+    )
+    _report_run(recording, Output(out, json, quiet), note=note)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from gradscope.init._audited import OF_SCALE, RULES
 from gradscope.init._rules import _passage, _words
 from tests.cases import CASES as BESTIARY
 from tests.cases import Case as Bestiary
+from tests.test_init_model_schemes import Residual, seeded, transformer
 from tests.test_prediction import MODELS, hugging_face
 
 Make = Callable[[], nn.Module]
@@ -477,7 +478,32 @@ def test_the_line_of_a_finding_mends_it(case: str) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.rule for case in CASES.values()} == set(RULES)
+    assert {case.rule for case in CASES.values()} | {"unscaled-branches"} == set(RULES)  # that one takes a batch
+
+
+def test_residual_sums_that_grow_are_found_with_a_batch_and_mended_by_the_remedy() -> None:
+    """24 branches under He's weights each multiply the mean square by 2 or so; as torch makes them they add little."""
+    model, inputs = Residual(24), torch.randn(8, 64, generator=seeded(0))
+    assert not init.audit(model, inputs).of("unscaled-branches")
+    (default,) = init.audit(model, inputs).of("default-init")
+    assert "scaled_branches" in default.remedy, "He's weights alone would make the stream explode"
+    init.initialize(model, generator=seeded(0), inputs=inputs)
+    (found,) = init.audit(model, inputs).of("unscaled-branches")
+    with torch.no_grad():
+        stream = [inputs]
+        for first, second in zip(model.first, model.second, strict=True):
+            stream.append(stream[-1] + second(torch.relu(first(stream[-1]))))
+    decades = math.log10(float(stream[23].square().mean() / stream[12].square().mean()))
+    assert found.severity == "error"
+    assert found.value == pytest.approx(decades, abs=0.3)
+    exec(found.remedy, {"gradscope": gradscope, "model": model, "inputs": inputs})
+    assert not init.audit(model, inputs).of("unscaled-branches")
+
+
+def test_a_stream_behind_norms_grows_by_the_same_each_time_and_is_no_fault() -> None:
+    model, inputs = transformer(12), torch.randn(2, 6, 64, generator=seeded(0))
+    init.initialize(model, generator=seeded(0), inputs=inputs)
+    assert not init.audit(model, inputs).of("unscaled-branches")
 
 
 def test_the_example_of_how_a_remedy_is_written_holds() -> None:

@@ -549,7 +549,7 @@ def test_the_band_of_a_profile_is_hanins_5_over_n_per_relu_layer() -> None:
         low, high = spread_band(theirs[1], variance)
         for at, a, b in zip(theirs[0], low, high, strict=True):
             assert (y[x == at].min(), y[x == at].max()) == (pytest.approx(a, abs=1e-9), pytest.approx(b, abs=1e-9))
-        assert "95 % of networks of these widths, by theory" in words(axes.figure)
+        assert "95 % of plain chains of these widths, by theory" in words(axes.figure)
 
 
 @pytest.mark.parametrize(("scheme", "kind"), [("he_normal", nn.ReLU), ("glorot_normal", nn.Tanh)])

@@ -53,7 +53,8 @@ def predict(model: nn.Module, inputs: Any, parameters: InitPlan | Mapping[str, M
     missing = [name for name, p in model.named_parameters() if p.device.type == "meta" and name not in given]
     if missing:
         raise ValueError(
-            f"parameters has no moments of {missing[0]!r}, which is on the meta device ({len(missing)} are missing)"
+            f"parameters has no moments of {missing[0]!r}, which is on the meta device ({len(missing)} are missing):"
+            " gradscope.init.plan(model) tells them (on the command line --init auto)"
         )
     with untouched(model), torch.enable_grad():
         flow = predicted(model, lambda: run(model, inputs), list(tensors(inputs)), given)
@@ -126,6 +127,7 @@ def recorded(model: nn.Module, flow: Flow) -> Recording:
             moments={signal: (np.array(ids), Row.concat(found)) for signal, (ids, found) in rows.items()},
         )
     )
+    recording.close()  # it is whole
     return recording
 
 

@@ -18,6 +18,7 @@ from gradscope.init._audit_weight import Weight
 from gradscope.init._audited import OF_SCALE, RULES, Audited
 from gradscope.init._definition import Follower, followers_by_definition
 from gradscope.init._layer_fans import weight_blocks
+from gradscope.init._model_schemes._branches import branches
 from gradscope.init._slots import Slot, slots
 
 
@@ -63,10 +64,11 @@ def _audited(model: nn.Module, inputs: Any) -> Audited:
         following, order = followers_by_definition(model), order_by_definition(model)
     else:
         following, order = order_by_execution(model, inputs)
+    residual = None if inputs is None else branches(model, inputs)
     every = tuple(slots(model))
     weights = tuple(_weights(every, following))
     signs = signs_of_training(model, weights)
-    return Audited(model, every, weights, stretches(weights, order), inputs is not None, signs)
+    return Audited(model, every, weights, stretches(weights, order), inputs is not None, residual, signs)
 
 
 def _weights(every: tuple[Slot, ...], following: Mapping[str, Follower]) -> Iterator[Weight]:

@@ -11,6 +11,8 @@ from torch import nn
 
 from gradscope.diagnosis import Finding
 from gradscope.init._audit_weight import Weight
+from gradscope.init._left import is_norm
+from gradscope.init._model_schemes._branches import Branches
 from gradscope.init._slots import Slot
 
 
@@ -42,6 +44,7 @@ class Audited:
         weights: with known fans, in the order of definition, each once.
         stretches: plain layers in the order of the signal, cut where something sets the scale anew.
         executed: that order was seen, with a batch; else it is that of definition.
+        branches: the residual branches, which only a batch shows.
         signs: of training; empty where the model may be at its initialization.
     """
 
@@ -50,12 +53,15 @@ class Audited:
     weights: tuple[Weight, ...]
     stretches: tuple[Stretch, ...]
     executed: bool
+    branches: Branches | None
     signs: tuple[str, ...]
     _found: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
 
     @property
     def initialize(self) -> str:
         """The line that sets every weight as recommended."""
+        if self.branches is not None and self.branches.branches and not any(map(is_norm, self.model.modules())):
+            return 'gradscope.init.initialize(model, "scaled_branches", inputs=inputs)'
         return f"gradscope.init.initialize(model{', inputs=inputs' if self.executed else ''})"
 
     def findings(self, rule: str) -> tuple[Finding, ...]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gradscope.activations import Activation
+from gradscope.theory._callable import activation_of
 from gradscope.theory._critical import CriticalPoint, attracts_from, critical_at
 from gradscope.theory._gain import elementwise
 from gradscope.theory._mean_field import FixedPoint, MeanField, highest
@@ -108,11 +111,11 @@ class Card:
         return "\n".join([head, *(f"  {left:<{width}}  {right}" for left, right in rows), *said])
 
 
-def card(activation: str | Activation | None, q: float = 1.0) -> Card:
-    """The card of an activation; one of your own comes as `activation_of(function)`.
+def card(activation: str | Activation | Callable[..., Any] | None, q: float = 1.0) -> Card:
+    """The card of an activation, also of a function of your own; `activation_of` names one and takes its slope.
 
     Args:
-        activation: a name as `activations.get` takes it, or an `Activation`; elementwise.
+        activation: a name as `activations.get` takes it, an `Activation`, or a numpy function; elementwise.
         q: mean square of the pre-activations, above 0.
 
     Raises:
@@ -126,7 +129,8 @@ def card(activation: str | Activation | None, q: float = 1.0) -> Card:
     """
     if not (math.isfinite(q) and q > 0.0):
         raise ValueError(f"q={q!r} must be finite and above 0")
-    found = elementwise(activation)
+    own = callable(activation) and not isinstance(activation, Activation)
+    found = elementwise(activation_of(activation) if own else activation)  # type: ignore[arg-type]
     here, at_one = layer_moments(found, math.log(q)), layer_moments(found, 0.0)
     one_mean = expect(found.function, 1.0, found.kinks)
     second = math.exp(here.log_f2)

@@ -7,6 +7,7 @@ sick model in `tests/test_audit.py`.
 from gradscope.init._rules import (
     _attention,
     _biases,
+    _branches,
     _convolutions,
     _default,
     _depth,
@@ -23,6 +24,7 @@ from gradscope.init._rules import (
 __all__ = [
     "_attention",
     "_biases",
+    "_branches",
     "_convolutions",
     "_default",
     "_depth",

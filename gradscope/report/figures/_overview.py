@@ -79,6 +79,7 @@ def _heat_map(
     for spine in axes.spines.values():
         spine.set_visible(False)
     head = "Forward: pre-activation" if direction == "forward" else "Backward: gradient of the pre-activation"
+    head = head if len(names) > 2 else head.partition(":")[0]  # else the two would meet
     axes.text(0, 1 + 0.78 / (CELL[1] * len(inits)), head, transform=axes.transAxes, fontweight="bold", fontsize=10.5)
     axes.set_xticks(np.arange(1, len(names)) - 0.5, minor=True)
     axes.set_yticks(np.arange(1, len(inits)) - 0.5, minor=True)

@@ -160,7 +160,7 @@ def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: Expecte
         labels.append(f"theory{scale}:  {signed(theory.decades_per_layer)} decades per layer")
         if np.isfinite(theory.low).any():
             handles.append(Patch(facecolor=_BAND))
-            labels.append("95 % of networks of these widths, by theory")
+            labels.append("95 % of plain chains of these widths, by theory")
     if not lines[-1].profile.layers.all():
         colour = _SHADES[lines[-1].profile.direction]["last"]
         handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))

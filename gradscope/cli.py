@@ -196,9 +196,7 @@ def predict(
     from gradscope import _user_model
 
     recording = _user_model.predict(_user_model.load(factory, batch), init)
-    note = (
-        "A gradient of rms 1 enters at the output, whatever the loss: a run's own may be larger or smaller."
-    )
+    note = "A gradient of rms 1 enters at the output, whatever the loss: a run's own may be larger or smaller."
     _report_run(recording, Output(out, json, quiet), note=note)
 
 

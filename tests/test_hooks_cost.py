@@ -19,10 +19,21 @@ import torch
 from torch import nn
 
 from benchmarks.overhead.counts import growth, measurable, operations
+from benchmarks.overhead.result import Result
 from gradscope import GradScope
 from gradscope.hooks import _kernel as kernel
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "null", "valid"),
+    [(1.0, 1.014, True), (1.0, 1.016, False), (1.05, 0.984, False), (1.5, 1.04, True), (1.5, 0.94, False)],
+)
+def test_a_figure_counts_where_the_null_tool_is_within_a_tenth_of_the_cost(
+    ratio: float, null: float, valid: bool
+) -> None:
+    assert Result("tool", "W1", ratio=ratio, null=(1.0, null)).valid is valid
 
 
 def perceptron() -> nn.Sequential:

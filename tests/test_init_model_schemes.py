@@ -141,6 +141,20 @@ def test_queries_and_keys_alone_are_for_the_scores() -> None:
     assert found[0].weights == ("self_attn.in_proj_weight", "self_attn.out_proj.weight")
 
 
+def test_queries_and_keys_of_a_fused_attention_are_for_the_scores_too() -> None:
+    from gradscope.init._model_schemes._branches import branches
+
+    class Fused(Block):
+        def attention(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            y: Tensor = self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            return y
+
+    found = branches(nn.Sequential(Fused(64)), torch.randn(2, 5, 64, generator=seeded(0))).branches[0]
+    assert found.scores == {"0.q.weight", "0.k.weight"}
+    assert found.layers == ("0.v.weight", "0.out.weight")
+
+
 def test_a_projected_shortcut_is_no_branch_and_the_longer_way_is() -> None:
     model = Convolutions()
     found = branches_of(model, torch.randn(2, 3, 8, 8, generator=seeded(0)))

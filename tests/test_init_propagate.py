@@ -15,6 +15,7 @@ from gradscope import predict, probe, suggest
 from gradscope.experiments._suggest import strayed as decades
 from gradscope.init import Propagate, initialize, plan
 from gradscope.init._model_schemes._branches import branches
+from gradscope.init._plan_moments import moments_of_plan
 from gradscope.recording import Recording
 from tests.test_init_model_schemes import Convolutions, Residual, plain, seeded, transformer
 from tests.test_prediction import UNet, generator
@@ -111,6 +112,13 @@ def test_a_plan_of_weights_that_are_set_and_not_drawn_predicts_them_too() -> Non
     attention, tokens = nn.MultiheadAttention(8, 2, batch_first=True), torch.zeros(1, 3, 8)
     with pytest.raises(ValueError, match="the plan does not tell how large 'in_proj_weight' will be under 'mimetic'"):
         predict(attention, (tokens, tokens, tokens), plan(attention, "mimetic"))
+
+
+def test_the_moments_of_a_plan_are_those_of_what_is_set() -> None:
+    model = Convolutions()
+    table = plan(model, "propagate", inputs=torch.randn(2, 3, 8, 8, generator=seeded(0)))
+    found = moments_of_plan(model, table)["an2.weight"]
+    assert (found.square, found.mean) == (pytest.approx(0.5), pytest.approx(0.5**0.5))
 
 
 # --- suggest ----------------------------------------------------------------------------------------------

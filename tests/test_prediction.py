@@ -367,6 +367,14 @@ MODELS: dict[str, Callable[[], Made]] = {
 }
 
 
+def test_the_gradient_of_queries_knows_that_keys_and_values_are_of_the_same_tokens() -> None:
+    """48 tokens of 128 entries: 1 + 48/128 in the mean square, 17 % in rms, without which every query is 15 % off."""
+    found = logs(MODELS["bert"], 3)
+    queries = [values.mean() for (signal, name), values in found.items() if signal in SIGNALS[1:] and "query" in name]
+    assert len(queries) == 4
+    assert abs(np.mean(queries)) < math.log(1.08)
+
+
 SEEDS = {"vgg": 12, "llama": 6}
 """Of those whose networks differ more from each other."""
 

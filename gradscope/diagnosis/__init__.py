@@ -1,8 +1,22 @@
-"""What is wrong, where it starts and why: findings, worst first. No torch."""
+"""What is wrong, where it starts and why: rules that read a recording, and their findings, worst first. No torch."""
 
 from __future__ import annotations
 
+from gradscope.diagnosis._diagnose import diagnose, rule_names
 from gradscope.diagnosis._finding import SEVERITIES, Direction, Finding, Severity
 from gradscope.diagnosis._findings import Findings
+from gradscope.diagnosis._limits import Limits
+from gradscope.diagnosis._registry import RULES, Rule
 
-__all__ = ["SEVERITIES", "Direction", "Finding", "Findings", "Severity"]
+__all__ = [
+    "RULES",
+    "SEVERITIES",
+    "Direction",
+    "Finding",
+    "Findings",
+    "Limits",
+    "Rule",
+    "Severity",
+    "diagnose",
+    "rule_names",
+]

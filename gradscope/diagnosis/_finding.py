@@ -35,6 +35,7 @@ class Finding:
         limit_from: how that was derived.
         expected: what theory says.
         causes: from the likeliest, each with its evidence.
+        consequences: what follows from it and was folded into it: rule, place and step.
     """
 
     rule: str
@@ -52,6 +53,7 @@ class Finding:
     limit_from: str = ""
     expected: float | None = None
     causes: tuple[str, ...] = ()
+    consequences: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON knows it; the frontier by its name."""
@@ -61,6 +63,8 @@ class Finding:
     def __str__(self) -> str:
         lines = [f"{self.severity}: {self.rule}{_where(self.sites)}", *_indented(self.explanation)]
         lines += [line for cause in self.causes for line in _indented(f"because {cause}")]
+        if self.consequences:
+            lines += _indented(f"with it came {'; '.join(self.consequences)}")
         if self.remedy:
             lines.append(f"  → {self.remedy}")
         if self.reference:

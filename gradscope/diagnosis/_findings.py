@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from gradscope.diagnosis._finding import SEVERITIES, Finding, Severity
@@ -18,15 +18,17 @@ class Findings(Sequence[Finding]):
     (['a', 'b'], 'error', False)
     """
 
-    def __init__(self, found: Iterable[Finding]) -> None:
+    def __init__(self, found: Iterable[Finding], unknown: Mapping[str, str] | None = None) -> None:
         self._found = tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
+        self.unknown: dict[str, str] = dict(unknown or {})
+        """By rule, why it could not judge: a signal that was not recorded, too few steps."""
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
     @overload
     def __getitem__(self, index: slice) -> Findings: ...
     def __getitem__(self, index: int | slice) -> Finding | Findings:
-        return Findings(self._found[index]) if isinstance(index, slice) else self._found[index]
+        return Findings(self._found[index], self.unknown) if isinstance(index, slice) else self._found[index]
 
     def __len__(self) -> int:
         return len(self._found)

@@ -1,0 +1,104 @@
+"""First weights that do not suit what follows them, as far as theory tells and before anything is lost of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._finding import Finding, Severity
+from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._start import Start, starts
+from gradscope.diagnosis._words import count, factor, names
+
+
+@rule(
+    "default-init",
+    limit="a decade of rms that theory expects a row of layers with torch's default weights to lose, no norm or "
+    "residual sum between them; a warning from two",
+    reference="pytorch#15314; He et al. (2015), eq. 10",
+    needs=("weight",),
+)
+def default_init(evidence: Evidence) -> Iterator[Finding]:
+    """torch's default weights, of variance 1/(3·fan_in), under a row of ReLUs or the like."""
+    for row in _rows(evidence):
+        found = [s for s in row if s.is_default and s.activation != "identity"]
+        decades = -sum(s.forward for s in found)
+        if len(found) < 2 or decades < 1.0:
+            continue
+        kinds = ", ".join(sorted({s.activation for s in found}))
+        yield _finding(
+            "default-init",
+            "warning" if decades >= evidence.limits.gradient_decades else "note",
+            found,
+            f"{count(len(found), 'layer')} in a row have torch's default weights, of variance 1/(3·fan_in), before "
+            f"{kinds}: theory expects them to lose {decades:.1f} decades of the signal.",
+            -decades,
+            "pytorch#15314; He et al. (2015), eq. 10",
+        )
+
+
+@rule(
+    "init-mismatch",
+    limit="a decade and a half of rms that theory expects of a layer's own weights, or two of a row of layers, no norm "
+    "or residual sum between them",
+    reference="Glorot & Bengio (2010), eq. 12; He et al. (2015), eq. 10",
+    needs=("weight",),
+)
+def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
+    """First weights too large or too small for the layer's true fan and the activation behind it."""
+    for row in _rows(evidence):
+        hidden = [s for s in row[:-1] if not s.is_default]  # a last layer may begin as small as it likes
+        single = [s for s in hidden if abs(s.forward) >= 1.5]
+        total = sum(s.forward for s in hidden)
+        if not single and abs(total) < evidence.limits.gradient_decades:
+            continue
+        found = single or [s for s in hidden if s.forward * total > 0]
+        if not found:
+            continue
+        worst = max(found, key=lambda s: abs(s.forward))
+        decades = sum(s.forward for s in found)
+        word = "small" if decades < 0 else "large"
+        yield _finding(
+            "init-mismatch",
+            "warning",
+            found,
+            f"The first weights of {count(len(found), 'layer')} are too {word}, most in {worst.layer.module!r}: "
+            f"fan_in·variance is {factor(worst.scale)}, and {worst.activation} needs "
+            f"{factor(worst.scale / 10 ** (2 * worst.forward))}.",
+            decades,
+            "Glorot & Bengio (2010), eq. 12; He et al. (2015), eq. 10",
+        )
+
+
+def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:
+    """Layers in a row in which nothing puts the scale back: no norm, no residual sum, no other kind of module."""
+    breaks = sorted(s.depth for s in evidence.sites("activation") if s.role in ("norm", "block"))
+    row: list[Start] = []
+    for start in starts(evidence):
+        if row and any(row[-1].layer.depth < depth < start.layer.depth for depth in breaks):
+            yield row
+            row = []
+        row.append(start)
+    if row:
+        yield row
+
+
+def _finding(
+    name: str, severity: Severity, found: Sequence[Start], said: str, decades: float, reference: str
+) -> Finding:
+    sites = [s.layer.weight for s in found]
+    return Finding(
+        name,
+        severity,
+        said,
+        "gradscope.init.initialize(model)",
+        reference,
+        direction="forward",
+        sites=names(sites),
+        frontier=sites[0],
+        value=decades,
+        unit="decades of rms by theory",
+        limit=-1.0 if decades < 0 else 1.5,
+        limit_from="E f² of the activation behind the layer, at a signal of size 1",
+        expected=0.0,
+    )

@@ -1,0 +1,78 @@
+"""The scale of what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import START, Evidence, median
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._words import factor
+
+
+@rule(
+    "input-scale",
+    limit="an input's rms, or its mean over its standard deviation, beyond 10 or (the rms) below a tenth, with no norm "
+    "layer before the first weights; the largest curvature of the loss goes with the square of it",
+    reference="LeCun et al. (1998), section 4.3",
+    needs=("activation",),
+)
+def input_scale(evidence: Evidence) -> Iterator[Finding]:
+    """Inputs that are not normalized: raw pixels, a year, an offset."""
+    if not len(evidence.at):
+        return
+    sites = evidence.sites("activation")
+    rms = evidence.values("activation")
+    mean, std = evidence.values("activation", "mean"), evidence.values("activation", "std")
+    norms = [s.depth for s in sites if s.role == "norm"]
+    layers = [s.depth for s in sites if s.role == "pre-activation"]
+    if norms and layers and min(norms) < min(layers):
+        return
+    limit = evidence.limits.input_scale
+    for i, site in enumerate(sites):
+        if site.role != "input" or len(site.shape) < 2:
+            continue
+        size, since = _size(rms[:, i], limit)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            offset = float(np.abs(median(mean[:START, i])) / median(std[:START, i]))
+        if size is None and not (np.isfinite(offset) and offset > limit):
+            continue
+        if size is None:
+            size, since = offset, 0
+            said = f"{site.name!r} has a mean {factor(offset)} times its standard deviation"
+        else:
+            said = f"{site.name!r} has an rms of {size:.3g}"
+        when = "" if since == 0 else f" since step {evidence.step(since)}"
+        yield Finding(
+            "input-scale",
+            "warning",
+            f"{said}{when}, and no norm layer comes before the first weights. The first layer's outputs, and the steps "
+            "of its weights, have that scale too.",
+            "normalize the inputs: (x − mean)/std of each feature over the training set",
+            "LeCun et al. (1998), section 4.3",
+            direction="forward",
+            sites=(site.name,),
+            steps=() if since == 0 else (evidence.step(since),),
+            frontier=site,
+            value=size,
+            unit="rms of the input",
+            limit=limit if size > 1 else 1 / limit,
+            limit_from="the scale for which the first weights are made is 1",
+            expected=1.0,
+        )
+
+
+def _size(rms: np.ndarray, limit: float) -> tuple[float | None, int]:
+    """The rms where it is beyond the limit, at the start or from a step on to the end."""
+    start = float(median(rms[:START]))
+    if start > limit or 0 < start < 1 / limit:
+        return start, 0
+    known = np.isfinite(rms)
+    beyond = np.zeros(len(rms), dtype=bool)
+    beyond[known] = (rms[known] > limit) & (rms[known] > 10 * start)
+    if beyond.any() and beyond[np.flatnonzero(beyond)[0] :].mean() > 0.8 and beyond.sum() > 2:
+        first = int(np.flatnonzero(beyond)[0])
+        return float(np.median(rms[beyond])), first
+    return None, 0

@@ -1,0 +1,149 @@
+"""NaN and infinity: where the first was made, and what led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._registry import rule
+from gradscope.recording import Signal, Site
+
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.8e308}
+_ORDER: tuple[Signal, ...] = ("weight", "activation", "activation_grad", "weight_grad", "update")
+
+
+@rule(
+    "non-finite",
+    limit="one entry that is NaN or infinite in a step that the optimizer did not skip",
+    reference="IEEE 754",
+)
+def non_finite(evidence: Evidence) -> Iterator[Finding]:
+    """NaN or infinity; the layer that made the first one is named, not those that carried it on."""
+    found = first(evidence)
+    if found is None or overflowed(evidence, found) is not None:
+        return
+    site, sentence, step = found
+    yield Finding(
+        "non-finite",
+        "error",
+        f"The first NaN or infinity is at {site.name!r} ({site.module_type}): {sentence}. Everything after step {step} "
+        "is its consequence.",
+        _remedy(site),
+        "",
+        direction="backward" if site.signal in ("activation_grad", "weight_grad") else "forward",
+        sites=(site.name,),
+        steps=(step,),
+        frontier=site,
+        value=1.0,
+        unit="steps with NaN or infinity",
+        limit=0.0,
+        limit_from="no entry may be",
+        expected=0.0,
+        causes=(sentence,),
+    )
+
+
+@rule(
+    "dtype-overflow",
+    limit="infinite entries of a type of reduced precision whose largest finite number is within two powers of two of "
+    "what it can hold; or of float32 after growth over the depth",
+    reference="Micikevicius et al. (2018)",
+)
+def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
+    """Values beyond what the dtype holds: float16 ends at 65,504."""
+    found = first(evidence)
+    if found is None:
+        return
+    largest = overflowed(evidence, found)
+    if largest is None:
+        return
+    site, sentence, step = found
+    limit = _LARGEST[site.dtype]
+    yield Finding(
+        "dtype-overflow",
+        "error",
+        f"{site.name!r} ({site.module_type}) is beyond what {site.dtype} holds, {limit:.4g}: {sentence}. What it was "
+        f"computed from reached {largest:.3g}.",
+        "use bfloat16, which has float32's range, or keep this layer in float32"
+        if site.dtype == "float16"
+        else "make the weights before it smaller: gradscope.init.initialize(model); or put a norm layer before it",
+        "Micikevicius et al. (2018)",
+        direction="forward" if site.signal == "activation" else "backward",
+        sites=(site.name,),
+        steps=(step,),
+        frontier=site,
+        value=largest,
+        unit="value",
+        limit=limit,
+        limit_from=f"the largest number of {site.dtype}",
+        causes=(sentence,),
+    )
+
+
+def first(evidence: Evidence) -> tuple[Site, str, int] | None:
+    """The site of the first entry that is not finite, a sentence on it, and its step."""
+    if evidence.broken_at is None:
+        return None
+    recording, at = evidence.recording, evidence.broken_at
+    step = int(recording.steps[at])
+    known: dict[str, Any] | None = evidence.facts.get("first_nonfinite")
+    if known and known["step"] == step:
+        for site in recording.sites_of(known["signal"]):
+            if site.name == known["site"]:
+                return site, known["sentence"].partition(": ")[2], step
+    for signal in _ORDER:
+        bad = recording.values(signal, "nonfinite_count", [at])[0] if recording.sites_of(signal) else np.zeros(0)
+        places = np.flatnonzero(bad > 0)
+        if places.size:
+            sites = recording.sites_of(signal)
+            site = sites[int(places[-1 if signal == "activation_grad" else 0])]
+            return site, f"{int(bad[places].sum())} entries of the {signal} are not finite", step
+    return None
+
+
+def overflowed(evidence: Evidence, found: tuple[Site, str, int]) -> float | None:
+    """The largest finite number at the site or just before it, where that is near the end of its dtype."""
+    site, _, _ = found
+    limit = _LARGEST.get(site.dtype)
+    if limit is None or site.signal not in ("activation", "activation_grad") or evidence.broken_at is None:
+        return None
+    recording, at = evidence.recording, evidence.broken_at
+    sites = recording.sites_of(site.signal)
+    infs = _infs(recording, site, at)
+    if not infs:
+        return None
+    largest = recording.values(site.signal, "abs_max", [at])[0]
+    place = sites.index(site)
+    near = largest[max(0, place - 1) : place + 2]
+    near = near[np.isfinite(near)]
+    if not near.size:
+        return None
+    top = float(near.max())
+    return top if top > limit / 4 or (site.dtype != "float16" and np.log10(top) > np.log10(limit) / 2 - 1) else None
+
+
+def _infs(recording: Any, site: Site, at: int) -> int:
+    sites, moments = recording.moments(site.signal, at)
+    for one, infs in zip(sites, moments.infs.tolist(), strict=True):
+        if one == site:
+            return int(infs)
+    return 0
+
+
+def _remedy(site: Site) -> str:
+    if site.signal == "activation" and site.role == "input":
+        return "look at the batch: it holds NaN or infinity before the model sees it"
+    if site.signal == "activation":
+        return (
+            f"look into {site.module!r}: a division, logarithm, root or exponential without an epsilon or a limit; "
+            "GradScope(..., on_nonfinite='dump') keeps the batch"
+        )
+    if site.signal == "activation_grad":
+        return f"look at what follows {site.module!r}: a root or norm at 0, 0·∞ behind where(), a logarithm of 0"
+    if site.signal == "weight":
+        return "look at the step before: an update made it"
+    return "torch.autograd.set_detect_anomaly(True) names the operation"

@@ -1,0 +1,171 @@
+"""What happens to the gradient's norm from step to step: spikes, clipping, growth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import Evidence, Floats, median
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._words import factor
+from gradscope.recording import Site
+
+_WINDOW, _FEWEST = 50, 10
+
+
+def gradient_norm(evidence: Evidence) -> Floats:
+    """Of all parameters, before clipping, at each step that counts."""
+    noted = evidence.notes("grad_norm")
+    if np.isfinite(noted).any() or not evidence.has("weight_grad"):
+        return noted
+    size = evidence.values("weight_grad") ** 2 * evidence.values("weight_grad", "count")
+    return np.sqrt(np.nansum(size, axis=1))
+
+
+@rule(
+    "gradient-spike",
+    limit="a decade above every norm of the fifty steps before, and eight of their robust standard deviations (1.48 · "
+    "median absolute deviation of the logarithms)",
+    reference="Chowdhery et al. (2022), section 5.1",
+    needs=("weight_grad",),
+)
+def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
+    """The gradient of one step, or of some, is far above those before it."""
+    if not evidence.training or len(evidence.at) <= _FEWEST:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.log10(gradient_norm(evidence))
+    spikes = _spikes(level, evidence)
+    if not spikes:
+        return
+    at = max(spikes, key=lambda place: spikes[place])
+    first = min(spikes)
+    site, by = _who(evidence, first)
+    before = level[max(0, first - _WINDOW) : first]
+    usual = float(np.nanmedian(before))
+    cause, remedy = _why(evidence, first)
+    more = f" There are {len(spikes)} such steps." if len(spikes) > 1 else ""
+    where = "" if site is None else f" It grows most at {site.name!r}, {factor(10**by)} times."
+    yield Finding(
+        "gradient-spike",
+        "warning",
+        f"At step {evidence.step(first)} the gradient's norm is {factor(10 ** (level[first] - usual))} times what it "
+        f"was in the {len(before)} steps before.{where}{more}",
+        remedy
+        or f"clip: torch.nn.utils.clip_grad_norm_(model.parameters(), {10 ** float(np.nanquantile(before, 0.9)):.2g})",
+        "Chowdhery et al. (2022), section 5.1",
+        direction="backward",
+        sites=() if site is None else (site.name,),
+        steps=tuple(evidence.step(i) for i in sorted(spikes)),
+        frontier=site,
+        value=float(spikes[at]),
+        unit="decades above the median before",
+        limit=evidence.limits.spike_decades,
+        limit_from="a decade above the largest, and eight robust standard deviations above the median, of the steps "
+        "before",
+        expected=0.0,
+        causes=(cause,) if cause else (),
+    )
+
+
+def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
+    """Place → decades above the median before; a level that stays is a new one, and told once."""
+    found: dict[int, float] = {}
+    for i in range(_FEWEST, len(level)):
+        if not np.isfinite(level[i]):
+            continue
+        before = np.array(
+            [v for j, v in enumerate(level[max(0, i - _WINDOW) : i], max(0, i - _WINDOW)) if j not in found]
+        )
+        before = before[np.isfinite(before)]
+        if len(before) < _FEWEST:
+            continue
+        centre = float(np.median(before))
+        spread = 1.4826 * float(np.median(np.abs(before - centre)))
+        above = float(level[i]) - centre
+        if (
+            float(level[i]) - float(before.max()) > evidence.limits.spike_decades
+            and above > evidence.limits.spike_sigmas * spread
+        ):
+            found[i] = above
+    return found
+
+
+def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
+    """Among the sites whose gradient is as far above its own median as any, the nearest to the loss."""
+    if not evidence.has("activation_grad"):
+        return None, 0.0
+    sites = evidence.sites("activation_grad")
+    level = evidence.level("activation_grad")
+    rise = level[place] - median(level[max(0, place - _WINDOW) : place])
+    rise = np.where(np.isfinite(rise), rise, -np.inf)
+    if not np.isfinite(rise).any():
+        return None, 0.0
+    best = float(rise.max())
+    # The gradient comes from the loss: the first on its way that has risen by nearly as much as any began it.
+    for i in range(len(sites) - 1, -1, -1):
+        if rise[i] > best - 0.5:
+            return sites[i], float(rise[i])
+    return None, 0.0
+
+
+def _why(evidence: Evidence, place: int) -> tuple[str, str]:
+    inputs = [i for i, s in enumerate(evidence.sites("activation")) if s.role == "input"]
+    if inputs:
+        level = evidence.level("activation")[:, inputs]
+        rise = float(np.nanmax(level[place] - median(level[:place]), initial=0.0))
+        if rise > 0.5:
+            return (
+                f"the batch of step {evidence.step(place)} is {factor(10**rise)} times larger than those before",
+                "look at that batch: data that are not normalized, or broken",
+            )
+    if evidence.has("update") and place > 0:
+        moved = evidence.relative_update[max(0, place - 2) : place]
+        usual = evidence.relative_update[: max(1, place - 2)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            grown = moved.max(axis=0) / np.maximum(median(usual), 1e-30)
+        if np.isfinite(grown).any() and float(np.nanmax(grown)) > 5 and float(np.nanmax(moved)) > 0.01:
+            return (
+                f"the update moved first: at step {evidence.step(place - 1)} it was {factor(float(np.nanmax(grown)))} "
+                "times what it was before",
+                "look at the learning rate's schedule; clip the gradient",
+            )
+    return "", ""
+
+
+@rule(
+    "clipping-always",
+    limit="clipped at 95 % of the steps, to less than a tenth in the median: the limit, and not the learning rate, "
+    "sets the step's size",
+    reference="Pascanu et al. (2013)",
+    needs=("weight_grad",),
+)
+def clipping_always(evidence: Evidence) -> Iterator[Finding]:
+    """Gradients are clipped at nearly every step, and by much."""
+    factors = evidence.notes("clip_coefficient")
+    norm, clipped = gradient_norm(evidence), evidence.notes("grad_norm_clipped")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factors = np.where(np.isnan(factors), clipped / norm, factors)
+    known = factors[np.isfinite(factors)]
+    if len(known) < 2 * evidence.limits.hysteresis:
+        return
+    share, typical = float((known < 1 - 1e-6).mean()), float(np.median(known))
+    if share < evidence.limits.clipped_share or typical >= evidence.limits.clipped_to:
+        return
+    quantile = float(np.nanquantile(norm, 0.9))
+    yield Finding(
+        "clipping-always",
+        "warning",
+        f"The gradients were clipped at {share:.0%} of the steps, in the median to {typical:.2g} of their size. The "
+        "limit sets the size of each step, and the direction of large batches counts no more than that of small ones.",
+        f"raise max_norm to about {quantile:.2g} (nine of ten steps then pass), and lower the learning rate by as much",
+        "Pascanu et al. (2013)",
+        direction="backward",
+        value=typical,
+        unit="factor of clipping, median",
+        limit=evidence.limits.clipped_to,
+        limit_from=f"of {len(known)} steps",
+        expected=1.0,
+    )

@@ -1,0 +1,101 @@
+"""What a type of reduced precision loses, and the loss scale that is to keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import Evidence, median
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._words import names
+
+_SMALLEST = {"float16": 5.96e-8, "bfloat16": 9.2e-41, "float32": 1.4e-45}
+
+
+@rule(
+    "dtype-underflow",
+    limit="half of a gradient's entries zero or subnormal in its dtype where the layers above have fewer than a tenth, "
+    "or half subnormal",
+    reference="Micikevicius et al. (2018), section 3.2",
+    needs=("activation_grad",),
+)
+def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
+    """Gradients below what their dtype can hold: float16 ends at 6·10⁻⁸."""
+    if not len(evidence.at):
+        return
+    for signal in ("activation_grad", "weight_grad"):
+        if not evidence.has(signal):
+            continue
+        sites = evidence.sites(signal)
+        zero = median(evidence.values(signal, "zero_fraction"))
+        subnormal = np.nan_to_num(median(evidence.values(signal, "subnormal_fraction")), nan=0.0)
+        rms = median(evidence.values(signal))
+        low = np.array([s.dtype in ("float16", "bfloat16") or s.dtype.startswith("float8") for s in sites])
+        small = np.array([_SMALLEST.get(s.dtype, 0.0) for s in sites])
+        with np.errstate(invalid="ignore"):
+            near = rms < 1e3 * small
+            lost = low & ((subnormal > 0.5) | ((zero + subnormal > 0.5) & (near | (subnormal > 0.02))))
+            lost |= ~low & (subnormal > 0.5)
+        found = [s for s, bad in zip(sites, lost.tolist(), strict=True) if bad]
+        if not found:
+            continue
+        first = found[-1]
+        share = float(np.nanmax((zero + subnormal)[lost]))
+        yield Finding(
+            "dtype-underflow",
+            "error" if share > 0.9 else "warning",
+            f"Up to {share:.0%} of the entries of the gradient are zero or subnormal in {first.dtype}, first at "
+            f"{first.name!r} on the way back. They are below what the type holds.",
+            "scale the loss: torch.amp.GradScaler; or use bfloat16, which has float32's range"
+            if first.dtype == "float16"
+            else "multiply the loss by a constant, or compute in a wider type",
+            "Micikevicius et al. (2018), section 3.2",
+            direction="backward",
+            sites=names(found),
+            frontier=first,
+            value=share,
+            unit="share of entries",
+            limit=0.5,
+            limit_from=f"{first.dtype}'s smallest number is {_SMALLEST.get(first.dtype, 0):.1e}",
+            expected=0.0,
+        )
+        return
+
+
+@rule(
+    "loss-scale",
+    limit="a fifth of the steps skipped after the first ten, or a scale that has fallen below 1",
+    reference="torch.amp.GradScaler",
+)
+def loss_scale(evidence: Evidence) -> Iterator[Finding]:
+    """The gradient scaler skips steps all the time, or has no scale left."""
+    recording = evidence.recording
+    skipped = recording.skipped
+    if "loss_scale" not in recording.note_names or not len(skipped):
+        return
+    scale = np.asarray(recording.notes("loss_scale"), dtype=np.float64)
+    known = scale[np.isfinite(scale)]
+    late = skipped[10:] if len(skipped) > 20 else skipped
+    share = float(late.mean()) if len(late) else 0.0
+    lowest = float(known[-1]) if known.size else np.nan
+    few = len(skipped) < 2 * evidence.limits.hysteresis
+    if few or not (share > 0.2 or lowest < 1.0):
+        return
+    yield Finding(
+        "loss-scale",
+        "error" if share > 0.5 or lowest < 1e-3 else "warning",
+        f"The gradient scaler skipped {share:.0%} of the steps, and its scale is {lowest:.3g} at the end. A sound run "
+        "skips a few in the beginning, and then one in two thousand.",
+        "look for the layer whose float16 gradient overflows (the findings name it), or use bfloat16, which needs no "
+        "scaler",
+        "torch.amp.GradScaler",
+        direction="backward",
+        steps=tuple(int(s) for s in recording.steps[skipped][:8]),
+        value=share,
+        unit="share of steps skipped",
+        limit=0.2,
+        limit_from="GradScaler grows its scale each 2,000 steps and tries once",
+        expected=1 / 2000,
+    )

@@ -1,0 +1,296 @@
+"""Units that do nothing: saturated, dead, all alike, or the same for every input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import START, Evidence, Floats, median
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._words import count, listed, names
+from gradscope.recording import Site
+
+
+@rule(
+    "saturated-units",
+    limit="half of a hidden layer's entries have a slope below a hundredth of the largest: the gradient loses at least "
+    "a factor of two in mean square there, at every such layer",
+    reference="Glorot & Bengio (2010), section 3",
+    needs=("activation",),
+)
+def saturated_units(evidence: Evidence) -> Iterator[Finding]:
+    """Logistic, tanh and other bounded units lie where their slope is gone."""
+    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, _is_hidden(evidence))
+    if not found:
+        return
+    sites = [site for site, _ in found]
+    worst = max(share for _, share in found)
+    kinds = sorted({site.module_type for site in sites})
+    step = "" if when is None else f" This began at step {when}."
+    yield Finding(
+        "saturated-units",
+        "error" if worst > 0.9 else "warning",
+        f"In {count(len(found), 'layer')} of {', '.join(kinds)} up to {worst:.0%} of the entries lie where the slope "
+        f"is below a hundredth of the largest, first in {sites[0].name!r}. No gradient comes through them.{step}",
+        "make what arrives smaller: normalize the inputs, and gradscope.init.initialize(model)"
+        if when is None
+        else "lower the learning rate, or put a norm layer before the activation",
+        "Glorot & Bengio (2010)",
+        direction="backward",
+        sites=names(sites),
+        steps=() if when is None else (when,),
+        frontier=sites[0],
+        value=worst,
+        unit="share of entries",
+        limit=evidence.limits.saturated_share,
+        limit_from="half of the entries: a factor of two in the mean square of the gradient",
+        expected=0.0,
+        causes=_why_saturated(evidence, sites, when),
+    )
+
+
+def _why_saturated(evidence: Evidence, sites: Sequence[Site], when: int | None) -> tuple[str, ...]:
+    if when is not None:
+        return ("the weights grew in training: an update was too large",)
+    inputs = [
+        v
+        for s, v in zip(
+            evidence.sites("activation"), median(evidence.values("activation")[:START]).tolist(), strict=True
+        )
+        if s.role == "input"
+    ]
+    if inputs and max(inputs) > evidence.limits.input_scale / 2:
+        return (f"the inputs have an rms of {max(inputs):.3g}",)
+    return ("the first weights are too large for what arrives",)
+
+
+@rule(
+    "dead-units",
+    limit="three quarters of a layer's units are zero for every input, or the half that chance may leave silent in a "
+    "deep sound network plus five standard deviations of it",
+    reference="Lu et al. (2019), Dying ReLU and initialization",
+    needs=("activation",),
+)
+def dead_units(evidence: Evidence) -> Iterator[Finding]:
+    """Units of ReLU and its like that are zero for every input seen."""
+    if not evidence.unit_at.size:
+        return
+    sites = evidence.sites("activation")
+    relus = np.array([s.role == "activation" and _has_a_zero_side(s) for s in sites])
+    widths = np.array([_width(s) for s in sites], dtype=np.float64)
+    limit = np.maximum(evidence.limits.dead_share, 0.5 + evidence.limits.sigmas * np.sqrt(0.25 / widths))
+    shares = _where_many_samples(evidence, evidence.unit("dead_fraction"))
+    found, when = _sick(evidence, shares, np.where(relus & (limit < 1.0), limit, 0.999), relus)
+    if not found:
+        return
+    dead = [site for site, _ in found]
+    worst = max(share for _, share in found)
+    step = "" if when is None else f" This began at step {when}."
+    reads = len(evidence.unit_at)
+    over = "the batch" if reads == 1 else f"{min(reads, 10)} batches"
+    yield Finding(
+        "dead-units",
+        "error" if worst > 0.95 else "warning",
+        f"In {count(len(found), 'layer')} up to {worst:.0%} of the units are zero for every input of {over}, first in "
+        f"{dead[0].name!r}. They pass no gradient on and do not learn any more.{step}",
+        "set the biases to zero and draw the weights anew, gradscope.init.initialize(model); with a lower learning "
+        "rate, or LeakyReLU, units that die come back",
+        "Lu et al. (2019)",
+        direction="backward",
+        sites=names(dead),
+        steps=() if when is None else (when,),
+        frontier=dead[0],
+        value=worst,
+        unit="share of units",
+        limit=float(min(limit[i] for i, s in enumerate(sites) if s in dead)),
+        limit_from="a half may be silent by chance; five standard deviations of the share at this width",
+        expected=0.5,
+        causes=_why_dead(evidence, dead, when),
+    )
+
+
+def _why_dead(evidence: Evidence, dead: Sequence[Site], when: int | None) -> tuple[str, ...]:
+    if when is not None:
+        return ("an update threw the units to where their slope is zero",)
+    biases = [
+        (site.name, float(mean))
+        for site, mean in zip(
+            evidence.sites("weight"), median(evidence.values("weight", "mean")[:START]).tolist(), strict=True
+        )
+        if site.param == "bias" and mean < -0.5
+    ]
+    return (f"biases are negative: {biases[0][0]!r} is {biases[0][1]:.2g} on average",) if biases else ()
+
+
+def _has_a_zero_side(site: Site) -> bool:
+    return ("relu" in site.module_type.lower() and "leaky" not in site.module_type.lower()) or site.name.endswith(
+        "relu"
+    )
+
+
+def _width(site: Site) -> int:
+    if len(site.shape) < 2:
+        return 1
+    return site.shape[1] if len(site.shape) >= 4 else site.shape[-1]
+
+
+def _where_many_samples(evidence: Evidence, shares: Floats) -> Floats:
+    """Nothing is said of a batch of a few entries a unit: in one of four, many sound units are silent."""
+    sites = evidence.sites("activation")
+    entries = np.array([np.prod(s.shape) / max(_width(s), 1) for s in sites])
+    return np.where(entries[None, :] >= 16, shares, np.nan)
+
+
+@rule(
+    "symmetric-units",
+    limit="units differ by less than a millionth of their size, ten times what float32 rounds",
+    reference="Goodfellow et al. (2016), section 8.4",
+    needs=("activation",),
+)
+def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
+    """All units of a layer compute the same: it is one unit, and stays one."""
+    sites = evidence.sites("activation")
+    found = []
+    if evidence.unit_at.size:
+        spread = evidence.unit("unit_spread")
+        wide = np.array([_width(s) > 1 and s.role == "pre-activation" for s in sites])
+        alike = (spread <= evidence.limits.symmetric_spread) & wide
+        constant = _constant_weights(evidence)
+        lasting = alike[0] & alike[-1]
+        found = [s for s, same in zip(sites, lasting.tolist(), strict=True) if same and s.module in constant]
+    zero = _all_zero(evidence)
+    if not found and len(zero) < 2:
+        return
+    where = found or zero
+    how = "are zero" if not found else "are all equal"
+    yield Finding(
+        "symmetric-units",
+        "error",
+        f"The weights of {count(len(where), 'layer')} {how}, first of {where[0].name!r}: every unit computes the same "
+        "and gets the same gradient. Such a layer stays one unit, however wide it is.",
+        "gradscope.init.initialize(model)",
+        "Goodfellow et al. (2016), section 8.4",
+        direction="both",
+        sites=names(where),
+        frontier=where[0],
+        value=0.0,
+        unit="variance between units over mean square",
+        limit=evidence.limits.symmetric_spread,
+        limit_from="ten times what float32 rounds",
+        causes=(f"first weights that {how}",),
+    )
+
+
+def _constant_weights(evidence: Evidence) -> set[str]:
+    """Modules whose first weights have no spread."""
+    if not evidence.has("weight"):
+        return {layer.module for layer in evidence.layers}
+    std, rms = evidence.by_layer("weight", "std")[0], evidence.by_layer("weight")[0]
+    return {
+        layer.module
+        for layer, s, r in zip(evidence.layers, std.tolist(), rms.tolist(), strict=True)
+        if r > 0 and s <= 1e-6 * r
+    }
+
+
+def _all_zero(evidence: Evidence) -> list[Site]:
+    """Layers whose weights are zero at the start and at the end: two in a row never get a gradient."""
+    if not evidence.has("weight") or not len(evidence.at):
+        return []
+    rms = evidence.by_layer("weight")
+    return [
+        layer.site
+        for layer, first, last in zip(evidence.layers, rms[0].tolist(), rms[-1].tolist(), strict=True)
+        if first == 0 and last == 0 and layer.site is not None and layer.weight.trainable
+    ]
+
+
+@rule(
+    "collapsed-batch",
+    limit="the samples differ by less than a ten-thousandth of a layer's mean square, and so much less than the inputs "
+    "do, at every layer beyond",
+    reference="Schoenholz et al. (2017); Dong et al. (2021)",
+    needs=("activation",),
+)
+def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
+    """A layer gives nearly the same output for every input."""
+    if not evidence.unit_at.size:
+        return
+    sites = evidence.sites("activation")
+    spread = evidence.unit("batch_spread")
+    inputs = [i for i, s in enumerate(sites) if s.role == "input"]
+    first = 1.0 if not inputs else float(np.nanmax(np.nan_to_num(median(spread[:START])[inputs], nan=0.0)))
+    if inputs and first < 1e-3:  # the inputs are all alike: nothing to tell apart
+        return
+    limit = evidence.limits.collapsed_spread * min(first, 1.0)
+    chosen = [i for i, s in enumerate(sites) if s.role in ("pre-activation", "block") and len(s.shape) >= 2]
+    if len(chosen) < 2:
+        return
+    there = np.nan_to_num(spread[:, chosen], nan=-1.0)
+    beyond = np.maximum.accumulate(there[:, ::-1], axis=1)[:, ::-1]
+    sick = (beyond <= limit) & (beyond >= 0)
+    start, end = sick[0], sick[-1]
+    lasting = end & (sick[-3:].all(axis=0))
+    if not lasting.any():
+        return
+    kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
+    when = None if start.any() else int(evidence.steps[evidence.unit_at[int(np.argmax(sick.any(axis=1)))]])
+    value = float(beyond[-1][lasting].max())
+    step = "" if when is None else f" This began at step {when}."
+    yield Finding(
+        "collapsed-batch",
+        "error" if start.any() and value < limit / 100 else "warning",
+        f"From {kept[0].name!r} on the outputs are nearly the same for every input: they differ by {value:.1e} of "
+        f"their mean square, the inputs by {first:.2g}. What the samples have of their own is lost there.{step}",
+        "gradscope.init.initialize(model), with biases at zero; a norm layer or residual branches keep samples apart"
+        if when is None
+        else "lower the learning rate: the layers have died or saturated",
+        "Schoenholz et al. (2017)",
+        direction="forward",
+        sites=names(kept),
+        steps=() if when is None else (when,),
+        frontier=kept[0],
+        value=value,
+        unit="variance between samples over mean square",
+        limit=limit,
+        limit_from="a ten-thousandth of what tells the inputs apart",
+        expected=first,
+        causes=(
+            f"first weights too small beside the biases, or too many layers that pull inputs together: "
+            f"{listed(names(kept))}",
+        )
+        if when is None
+        else (),
+    )
+
+
+def _is_hidden(evidence: Evidence) -> np.ndarray:
+    """Activations behind which another layer comes: an output may saturate, it is what the loss asks of it."""
+    sites = evidence.sites("activation")
+    last = max((s.depth for s in sites if s.role == "pre-activation"), default=0)
+    return np.array([s.role == "activation" and s.depth < last for s in sites], dtype=bool)
+
+
+def _over(
+    evidence: Evidence, stat: str, limit: float, chosen: np.ndarray
+) -> tuple[list[tuple[Site, float]], int | None]:
+    return _sick(evidence, evidence.unit(stat), np.full(len(chosen), limit), chosen)
+
+
+def _sick(
+    evidence: Evidence, shares: Floats, limit: Floats, chosen: np.ndarray
+) -> tuple[list[tuple[Site, float]], int | None]:
+    """The sites whose share is beyond the limit at the end of the recording, and since when, None from the start."""
+    sites = evidence.sites("activation")
+    if not len(shares):
+        return [], None
+    bad = (shares >= limit) & chosen
+    latest = median(shares[-2:])
+    lasting = bad[-2:].all(axis=0)
+    found = [(sites[i], float(latest[i])) for i in np.flatnonzero(lasting)]
+    if not found:
+        return [], None
+    first = int(np.argmax(bad[:, lasting].any(axis=1)))
+    return found, None if first == 0 else int(evidence.steps[evidence.unit_at[first]])

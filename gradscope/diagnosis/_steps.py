@@ -1,0 +1,56 @@
+"""Signals that grow or shrink from step to step, and not from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import START, Evidence, median
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._words import names
+
+
+def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
+    """A layer whose activation has left its first size by decades, and stays there to the end."""
+    if not evidence.training or len(evidence.at) < 2 * evidence.limits.hysteresis:
+        return
+    sites = evidence.sites("activation")
+    chosen = [i for i, s in enumerate(sites) if s.role in ("pre-activation", "block")]
+    if not chosen:
+        return
+    level = evidence.level("activation")[:, chosen]
+    first = median(level[:START])
+    if not lost:  # a layer that begins at nothing and comes up to the others has not grown beyond them
+        first = np.maximum(first, np.nanmedian(first[np.isfinite(first)]) if np.isfinite(first).any() else 0.0)
+    with np.errstate(invalid="ignore"):
+        change = level - first
+    limit = evidence.limits.activation_decades
+    sign, kind, word = (-1, "vanishing-activation", "shrunk") if lost else (1, "exploding-activation", "grown")
+    beyond = sign * change >= limit
+    lasting = beyond[-evidence.limits.hysteresis :].all(axis=0)
+    if not lasting.any():
+        return
+    kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
+    since = int(np.argmax(beyond[:, lasting].any(axis=1)))
+    value = float(np.nanmax(sign * change[-1][lasting]))
+    if not np.isfinite(value):
+        value = limit
+    yield Finding(
+        kind,
+        "error",
+        f"In training the activation of {kept[0].name!r} has {word} by {value:.1f} decades, and since step "
+        f"{evidence.step(since)} it is beyond {limit:.0f}.",
+        "lower the learning rate, or clip the gradient" if sign > 0 else "lower the weight decay",
+        "",
+        direction="forward",
+        sites=names(kept),
+        steps=(evidence.step(since),),
+        frontier=kept[0],
+        value=sign * value,
+        unit="decades of rms over the steps",
+        limit=sign * limit,
+        limit_from=f"of the median of the first {START} steps",
+        expected=0.0,
+        causes=("the weights grew",) if sign > 0 else ("the weights shrank",),
+    )

@@ -46,7 +46,7 @@ def diagnose(recording: Recording, limits: Limits | None = None, rules: Sequence
     evidence = Evidence(recording, limits)
     found, unknown = [], {}
     for name in chosen:
-        lacking = [s for s in RULES[name].needs if s in SIGNALS and not evidence.has(s)]  # type: ignore[arg-type]
+        lacking = [s for s in RULES[name].needs if s in SIGNALS and not evidence.has(s)]
         if lacking:
             unknown[name] = f"{', '.join(lacking)} was not recorded"
             continue

@@ -21,7 +21,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
                         "saturated-units", "update-too-small", "update-too-large"),
     "input-scale": ("saturated-units", "dead-units", "exploding-activation", "exploding-gradient", "vanishing-gradient",
                     "update-too-large", "uneven-learning", "output-pairing", "gradient-spike", "init-mismatch",
-                    "clipping-always", "collapsed-batch", *_BREAKS),
+                    "clipping-always", "collapsed-batch", "vanishing-activation", "no-gradient", *_BREAKS),
     "dead-units": ("collapsed-batch", "vanishing-gradient", "vanishing-activation", "no-gradient", "uneven-learning",
                    "update-too-small", "init-mismatch"),
     "saturated-units": ("vanishing-gradient", "exploding-gradient", "collapsed-batch", "uneven-learning",

@@ -14,6 +14,8 @@ class Limits:
             all, the layers below then learn a hundred times slower than those above.
         activation_decades: decades of the activation lost or won over the depth that are a warning: beyond three, what
             is added to it (a bias, an epsilon, a residual sum) is either everything or nothing.
+        explosion_decades: decades of the gradient won towards the input that are a warning: with batch norm and
+            residual sums sound networks of a hundred layers win three.
         error_decades: decades beyond which either is an error.
         late_decades: decades that a profile has to lose in the course of training to be a warning, since profiles of
             sound networks move too.
@@ -39,6 +41,7 @@ class Limits:
 
     gradient_decades: float = 2.0
     activation_decades: float = 3.0
+    explosion_decades: float = 4.0
     error_decades: float = 4.0
     late_decades: float = 3.0
     sigmas: float = 5.0

@@ -54,9 +54,9 @@ class Passage:
 
     @property
     def at_start(self) -> float:
-        """The least total of the first steps: what the model brings along is there in each of them."""
+        """The total of the first step that has data: what the model brings along, before an update has changed it."""
         known = self.total[:START][~np.isnan(self.total[:START])]
-        return float(known.min()) if known.size else np.nan
+        return float(known[0]) if known.size else np.nan
 
     @property
     def at_end(self) -> float:
@@ -89,8 +89,23 @@ def passage(evidence: Evidence, signal: Literal["activation", "activation_grad"]
     if backward:
         with np.errstate(divide="ignore", invalid="ignore"):
             level = level + np.log10(evidence.values(signal, "count")[:, chosen]) / 2
+        level = level + _averaged(sites)[chosen]
     names = tuple(sites[i] for i in chosen)
     return Passage(signal, lost, names, _decades(level, lost), _passed(names))
+
+
+def _averaged(sites: tuple[Site, ...]) -> Floats:
+    """Decades of a gradient's norm that average pooling takes between each site and the output.
+
+    An average over k entries hands each the k-th part of its gradient: the norm falls by √k. It is no loss, as the
+    parts are alike, and the weights before it sum them up again.
+    """
+    taken = np.zeros(len(sites))
+    for i, site in enumerate(sites):
+        if "AvgPool" in site.module_type and i:
+            before, after = float(np.prod(sites[i - 1].shape[2:])), float(np.prod(site.shape[2:]))
+            taken[i] = np.log10(max(before / max(after, 1.0), 1.0)) / 2
+    return np.asarray(np.append(np.cumsum(taken[::-1])[::-1], 0.0)[1:], dtype=np.float64)
 
 
 def _counts(site: Site, lost: bool) -> bool:

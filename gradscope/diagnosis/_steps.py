@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import START, Evidence, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._first_loss import last_site
 from gradscope.diagnosis._words import names
 
 
@@ -16,7 +17,8 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
     if not evidence.training or len(evidence.at) < 2 * evidence.limits.hysteresis:
         return
     sites = evidence.sites("activation")
-    chosen = [i for i, s in enumerate(sites) if s.role in ("pre-activation", "block")]
+    last = last_site(evidence)  # an output grows to what the loss asks of it
+    chosen = [i for i, s in enumerate(sites) if s.role in ("pre-activation", "block") and s is not last]
     if not chosen:
         return
     level = evidence.level("activation")[:, chosen]
@@ -28,7 +30,7 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
     limit = evidence.limits.activation_decades
     sign, kind, word = (-1, "vanishing-activation", "shrunk") if lost else (1, "exploding-activation", "grown")
     beyond = sign * change >= limit
-    lasting = beyond[-evidence.limits.hysteresis :].all(axis=0)
+    lasting = np.all(beyond[-evidence.limits.hysteresis :], axis=0)
     if not lasting.any():
         return
     kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]

@@ -85,7 +85,7 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
         yield _found(
             evidence,
             never_called,
-            "note",
+            "warning",
             f"{_modules(never_called)} is never called in a forward pass, so that "
             f"{count(len(never_called), 'parameter')} never get a gradient.",
             "call it, or take it out of the model",

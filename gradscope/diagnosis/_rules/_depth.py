@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 
 from gradscope.diagnosis._causes import causes_of_depth, remedy_of
-from gradscope.diagnosis._evidence import END, START, Evidence, median
+from gradscope.diagnosis._evidence import END, Evidence, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._first_loss import first_loss
+from gradscope.diagnosis._learning import learning, learns
 from gradscope.diagnosis._passage import Passage, passage
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._steps import over_steps
@@ -41,7 +43,7 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(
     "exploding-gradient",
-    limit="three decades of the gradient's norm won towards the input at every site beyond",
+    limit="four decades of the gradient's norm won towards the input at every site beyond",
     reference="Pascanu et al. (2013); Yang et al. (2019)",
     needs=("activation_grad",),
 )
@@ -81,11 +83,18 @@ def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[F
     if not found.sites:
         return
     limits = evidence.limits
-    limit = limits.gradient_decades if signal == "activation_grad" and lost else limits.activation_decades
+    if signal == "activation_grad":
+        limit = limits.gradient_decades if lost else limits.explosion_decades
+    else:
+        limit = limits.activation_decades
+        if not lost and first_loss(evidence) is not None:  # the loss itself says that it has grown too much
+            limit /= 2
     limit = max(limit, limits.sigmas * _spread(found))
+    if min(found.layers, len(evidence.layers) or found.layers) < 3:  # what one layer does to a signal is no depth yet
+        limit *= 2
     start, end = found.at_start, found.at_end
-    if start >= limit and _confirmed(evidence, signal, slice(0, START), limit / 2, lost=lost):
-        yield _finding(evidence, found, start, limit, slice(0, START), since=None)
+    if start >= limit and _confirmed(evidence, signal, slice(0, 1), limit / 2, lost=lost):
+        yield _finding(evidence, found, start, limit, slice(0, 1), since=None)
         return
     late = max(limits.late_decades, limit) + max(start, 0.0)
     since = _since(found.total, late, limits.hysteresis)
@@ -122,6 +131,16 @@ def _confirmed(evidence: Evidence, signal: Moving, steps: slice, limit: float, *
     return forward is not None and float(median(forward.total[steps])) >= evidence.limits.activation_decades / 2
 
 
+def evened_out(evidence: Evidence) -> bool:
+    """Whether the layers' relative updates are within a decade of each other and the loss falls: Adam does that."""
+    if not evidence.training or len(evidence.at) < evidence.limits.hysteresis or not learns(evidence):
+        return False
+    kept, ratio = learning(evidence)
+    typical = median(ratio)
+    typical = typical[np.isfinite(typical) & (typical > 0)]
+    return len(typical) == len(kept) > 1 and float(typical.max() / typical.min()) < 10
+
+
 def _spread(found: Passage) -> float:
     """Standard deviation, in decades of rms, that chance gives a chain of these widths: v = Σ 5/n of the log of a
     mean square (ReLU's, the largest of the usual activations)."""
@@ -142,9 +161,12 @@ def _finding(
     when = "" if since is None else f" This began at step {evidence.step(since)}."
     consequence = f"Over {found.layers} layers {amount} {left}{by}." if found.layers > 1 else f"{amount} {left}."
     causes = causes_of_depth(evidence, found, sick, since)
+    severity = worse(decades, max(evidence.limits.error_decades, limit))
+    if found.signal == "activation_grad" and found.lost and evened_out(evidence):
+        severity, consequence = "note", f"{consequence} The optimizer evens it out: all layers learn alike, and well."
     return Finding(
         kind,
-        worse(decades, max(evidence.limits.error_decades, limit)),
+        severity,
         f"The {word} {moves}{first}. {consequence}{when}",
         remedy_of(causes, found),
         "Glorot & Bengio (2010); He et al. (2015)",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding, Severity
 from gradscope.diagnosis._registry import rule
@@ -14,7 +16,7 @@ from gradscope.diagnosis._words import count, factor, names
 @rule(
     "default-init",
     limit="a decade of rms that theory expects a row of layers with torch's default weights to lose, no norm or "
-    "residual sum between them; a warning from two",
+    "residual sum between them; a warning from three",
     reference="pytorch#15314; He et al. (2015), eq. 10",
     needs=("weight",),
 )
@@ -23,12 +25,12 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
     for row in _rows(evidence):
         found = [s for s in row if s.is_default and s.activation != "identity"]
         decades = -sum(s.forward for s in found)
-        if len(found) < 2 or decades < 1.0:
+        if len(found) < 2 or decades < 1.0 or not _is_so(evidence, row, -decades):
             continue
         kinds = ", ".join(sorted({s.activation for s in found}))
         yield _finding(
             "default-init",
-            "warning" if decades >= evidence.limits.gradient_decades else "note",
+            "warning" if decades >= evidence.limits.activation_decades else "note",
             found,
             f"{count(len(found), 'layer')} in a row have torch's default weights, of variance 1/(3·fan_in), before "
             f"{kinds}: theory expects them to lose {decades:.1f} decades of the signal.",
@@ -39,8 +41,8 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(
     "init-mismatch",
-    limit="a decade and a half of rms that theory expects of a layer's own weights, or two of a row of layers, no norm "
-    "or residual sum between them",
+    limit="a decade and a half of rms that theory expects of a layer's own weights, or three of a row of layers, no "
+    "norm or residual sum between them",
     reference="Glorot & Bengio (2010), eq. 12; He et al. (2015), eq. 10",
     needs=("weight",),
 )
@@ -50,10 +52,10 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
         hidden = [s for s in row[:-1] if not s.is_default]  # a last layer may begin as small as it likes
         single = [s for s in hidden if abs(s.forward) >= 1.5]
         total = sum(s.forward for s in hidden)
-        if not single and abs(total) < evidence.limits.gradient_decades:
+        if not single and abs(total) < evidence.limits.activation_decades:
             continue
         found = single or [s for s in hidden if s.forward * total > 0]
-        if not found:
+        if not found or not _is_so(evidence, row, sum(s.forward for s in found)):
             continue
         worst = max(found, key=lambda s: abs(s.forward))
         decades = sum(s.forward for s in found)
@@ -68,6 +70,20 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
             decades,
             "Glorot & Bengio (2010), eq. 12; He et al. (2015), eq. 10",
         )
+
+
+def _is_so(evidence: Evidence, row: Sequence[Start], decades: float) -> bool:
+    """Whether at least half of what theory expects was measured; a residual sum that no module makes is not seen."""
+    if not evidence.has("activation"):
+        return True
+    sites = evidence.sites("activation")
+    level = dict(zip((s.name for s in sites), evidence.level("activation")[0].tolist(), strict=True))
+    at = [level[s.layer.site.name] for s in row if s.layer.site is not None and s.layer.site.name in level]
+    inputs = [level[s.name] for s in sites if s.role == "input"]
+    start = inputs[0] if inputs and row[0].layer is starts(evidence)[0].layer else at[0] if at else np.nan
+    moved = [v - start for v in at if np.isfinite(v - start)]
+    measured = (min(moved) if decades < 0 else max(moved)) if moved else 0.0
+    return measured / decades >= 0.5
 
 
 def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:

@@ -10,6 +10,7 @@ from gradscope.diagnosis._evidence import START, Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor
+from gradscope.recording import Site
 
 
 @rule(
@@ -32,11 +33,16 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
         return
     limit = evidence.limits.input_scale
     for i, site in enumerate(sites):
-        if site.role != "input" or len(site.shape) < 2:
+        embedding = site.module_type.startswith("Embedding")
+        if not (site.role == "input" or embedding) or len(site.shape) < 2:
+            continue
+        if embedding and (not _is_first(sites, site) or any(d == site.depth + 1 for d in norms)):
             continue
         size, since = _size(rms[:, i], limit)
         with np.errstate(divide="ignore", invalid="ignore"):
             offset = float(np.abs(median(mean[:START, i])) / median(std[:START, i]))
+        if embedding and (size is None or size < 1):  # tables begin small by custom
+            continue
         if size is None and not (np.isfinite(offset) and offset > limit):
             continue
         if size is None:
@@ -50,7 +56,9 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             "warning",
             f"{said}{when}, and no norm layer comes before the first weights. The first layer's outputs, and the steps "
             "of its weights, have that scale too.",
-            "normalize the inputs: (x − mean)/std of each feature over the training set",
+            f"begin with a smaller table: torch.nn.init.normal_(model.get_submodule({site.module!r}).weight, std=0.02)"
+            if embedding
+            else "normalize the inputs: (x − mean)/std of each feature over the training set",
             "LeCun et al. (1998), section 4.3",
             direction="forward",
             sites=(site.name,),
@@ -62,6 +70,11 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             limit_from="the scale for which the first weights are made is 1",
             expected=1.0,
         )
+
+
+def _is_first(sites: tuple[Site, ...], site: Site) -> bool:
+    """Whether nothing but other tables and inputs comes before it."""
+    return all(s.role == "input" or s.module_type.startswith("Embedding") for s in sites if s.depth < site.depth)
 
 
 def _size(rms: np.ndarray, limit: float) -> tuple[float | None, int]:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from gradscope.diagnosis._evidence import START, Evidence, median
+from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._first_loss import SURPRISE, TARGETS, FirstLoss, first_loss, kinds_of, last_site
 from gradscope.diagnosis._registry import rule
-from gradscope.recording import Site
+from gradscope.diagnosis._words import factor
 
 _LOSSES = {
     "NllLoss": "cross-entropy",
@@ -62,8 +61,8 @@ _PASSED_THROUGH = (
 def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     """What the model ends with does not go with the loss."""
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
-    kinds = [node["node"].removesuffix("0").removesuffix("Backward") for node in nodes]
-    last = _last_site(evidence)
+    kinds = kinds_of(evidence)
+    last = last_site(evidence)
     found = _twice(kinds) or _bounded(evidence, nodes, kinds)
     if found is not None:
         said, remedy, value = found
@@ -83,7 +82,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
             causes=(" ← ".join(kinds[:6]),),
         )
         return
-    yield from _first_loss(evidence, kinds, last)
+    yield from _surprise(first_loss(evidence))
 
 
 def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
@@ -163,47 +162,40 @@ def _next(kinds: Sequence[str], start: int) -> str | None:
     return None
 
 
-def _first_loss(evidence: Evidence, kinds: Sequence[str], last: Site | None) -> Iterator[Finding]:
-    """A loss of classes that begins far from ln C: the first logits are large."""
-    if not any(kind.startswith("NllLoss") for kind in kinds) or last is None:
+def _surprise(found: FirstLoss | None) -> Iterator[Finding]:
+    """A first loss that is far from what a model that knows nothing has."""
+    if found is None:
         return
-    classes = _classes(evidence, last)
-    loss = evidence.loss[:START]
-    if classes is None or classes < 2 or not np.isfinite(loss).any():
-        return
-    first, expected = float(median(loss)), math.log(classes)
-    if first <= 2 * expected + 1:
-        return
-    level = evidence.values("activation")[:START, [i for i, s in enumerate(evidence.sites("activation")) if s == last]]
-    size = float(median(level.reshape(-1)))
-    if not size > 1:
-        return
+    name = found.last.module
+    if found.classes is None:
+        said = (
+            f"The targets are about {factor(found.value / found.expected)} times larger than the first outputs: "
+            "training begins by moving the last layer's bias and weights to another scale, and every gradient "
+            "has that scale."
+        )
+        remedy = "normalize the targets: (y − mean)/std over the training set"
+        limit, limit_from = TARGETS * found.expected, f"{TARGETS:.0f} times the rms of the first outputs"
+    else:
+        said = (
+            f"The loss begins at {found.value:.3g}, where guessing among {found.classes} classes costs "
+            f"{found.expected:.2f}: the first logits have an rms of {found.size:.3g}, and are sure of what they cannot "
+            "know. The first steps only undo that."
+        )
+        remedy = f"begin with a small last layer: torch.nn.init.normal_(model.get_submodule({name!r}).weight, std=0.01)"
+        limit, limit_from = SURPRISE * found.expected + 1, f"twice ln {found.classes} plus 1"
     yield Finding(
         "output-pairing",
         "warning",
-        f"The loss begins at {first:.3g}, where guessing among {classes} classes costs {expected:.2f}: the first "
-        f"logits have an rms of {size:.3g}, and are sure of what they cannot know. The first steps only undo that.",
-        f"begin with a small last layer: torch.nn.init.normal_(model.get_submodule({last.module!r}).weight, std=0.01)",
+        said,
+        remedy,
         "Karpathy (2019), A recipe for training neural networks",
         direction="both",
-        sites=(last.name,),
-        frontier=last,
-        value=first,
-        unit="loss",
-        limit=2 * expected + 1,
-        limit_from=f"twice ln {classes} plus 1",
-        expected=expected,
-        causes=(f"logits of rms {size:.3g}",),
+        sites=(found.last.name,),
+        frontier=found.last,
+        value=found.value,
+        unit="loss" if found.classes else "size of the targets",
+        limit=limit,
+        limit_from=limit_from,
+        expected=found.expected,
+        causes=(f"outputs of rms {found.size:.3g}",),
     )
-
-
-def _classes(evidence: Evidence, last: Site) -> int | None:
-    for node in evidence.facts.get("loss_graph") or []:
-        if "classes" in node:
-            return int(node["classes"])
-    return last.shape[-1] if len(last.shape) == 2 else None
-
-
-def _last_site(evidence: Evidence) -> Site | None:
-    found = [s for s in evidence.sites("activation") if s.role == "pre-activation"]
-    return max(found, key=lambda s: s.depth) if found else None

@@ -21,7 +21,7 @@ def gradient_norm(evidence: Evidence) -> Floats:
     if np.isfinite(noted).any() or not evidence.has("weight_grad"):
         return noted
     size = evidence.values("weight_grad") ** 2 * evidence.values("weight_grad", "count")
-    return np.sqrt(np.nansum(size, axis=1))
+    return np.asarray(np.sqrt(np.nansum(size, axis=1)), dtype=np.float64)
 
 
 @rule(

@@ -155,13 +155,13 @@ def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
     found = []
     if evidence.unit_at.size:
         spread = evidence.unit("unit_spread")
-        wide = np.array([_width(s) > 1 and s.role == "pre-activation" for s in sites])
+        wide = np.array([_width(s) > 1 and (s.role == "pre-activation" or _is_recurrent(s)) for s in sites])
         alike = (spread <= evidence.limits.symmetric_spread) & wide
         constant = _constant_weights(evidence)
         lasting = alike[0] & alike[-1]
         found = [s for s, same in zip(sites, lasting.tolist(), strict=True) if same and s.module in constant]
     zero = _all_zero(evidence)
-    if not found and len(zero) < 2:
+    if not found and len(zero) < 2 and not (zero and len(evidence.at) >= evidence.limits.hysteresis):
         return
     where = found or zero
     how = "are zero" if not found else "are all equal"
@@ -181,6 +181,10 @@ def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
         limit_from="ten times what float32 rounds",
         causes=(f"first weights that {how}",),
     )
+
+
+def _is_recurrent(site: Site) -> bool:
+    return site.module_type.removesuffix("Cell") in ("RNN", "LSTM", "GRU") and site.output == 0
 
 
 def _constant_weights(evidence: Evidence) -> set[str]:

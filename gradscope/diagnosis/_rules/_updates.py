@@ -8,26 +8,13 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._learning import diverging, learning, learns
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor, listed, names
 from gradscope.recording import Site
 
 _WARM = 3
 """The first steps of an adaptive optimizer are larger than those that follow; zero weights have no relative size."""
-
-
-def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
-    """The layers that are trained and whose weights are not zero at the start, and their relative updates."""
-    ratio = evidence.relative_update
-    weight = evidence.by_layer("weight")
-    kept = [
-        i
-        for i, layer in enumerate(evidence.layers)
-        if layer.weight.trainable
-        and np.isfinite(ratio[:, i]).any()
-        and weight[0, i] * np.sqrt(np.prod(layer.weight.shape[1:])) > 1e-2
-    ]
-    return kept, ratio[:, kept]
 
 
 @rule(
@@ -48,12 +35,13 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
         typical = np.array([np.nan if np.isnan(row).all() else np.nanmedian(row) for row in ratio])
         worst = np.array([np.nan if np.isnan(row).all() else np.nanmax(row) for row in ratio])
     limit = evidence.limits.update_total / max(len(kept), 2)
-    diverging = _diverging(evidence)
+    diverged = diverging(evidence)
     large = np.flatnonzero((typical > limit) | (worst > 1.0))
     lasting = len(large) >= min(evidence.limits.hysteresis, max(1, len(typical) // 2))
-    if diverging is None and not (lasting and not _learns(evidence)):
+    replaced = bool(np.nanmax(typical, initial=0.0) > 1.0)
+    if diverged is None and not ((lasting or replaced) and not learns(evidence)):
         return
-    if not large.size and not (diverging is not None and np.nanmax(worst, initial=0.0) > limit / 3):
+    if not large.size and not (diverged is not None and np.nanmax(worst, initial=0.0) > limit / 3):
         return
     if not large.size:
         large = np.array([int(np.nanargmax(worst))])
@@ -64,10 +52,10 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     lr = evidence.notes("lr")[first]
     rate = f" (learning rate {lr:.3g})" if np.isfinite(lr) else ""
     target = _sane(evidence, lr, value, limit)
-    said = diverging or "The loss does not fall."
+    said = diverged or "The loss does not fall."
     yield Finding(
         "update-too-large",
-        "error" if diverging else "warning",
+        "error" if diverged else "warning",
         f"At step {evidence.step(first)} one step changes {site.name!r} by {value:.2g} times its size{rate}; over "
         f"{len(kept)} layers more than {limit:.2g} is no small step any more. {said}",
         f"lower the learning rate{target}",
@@ -89,31 +77,6 @@ def _sane(evidence: Evidence, lr: float, value: float, limit: float) -> str:
     return f": to about {lr * limit / 10 / value:.1g}" if np.isfinite(lr) and value > 0 else ""
 
 
-def _diverging(evidence: Evidence) -> str | None:
-    """A sentence where the loss has grown far beyond where it began, or the run ended in NaN."""
-    loss = evidence.loss
-    known = loss[np.isfinite(loss)]
-    if evidence.broken_at is not None:
-        return f"The run is not finite any more at step {int(evidence.recording.steps[evidence.broken_at])}."
-    if len(known) < 4:
-        return None
-    first, last = float(np.median(known[:3])), float(np.median(known[-3:]))
-    spread = float(np.ptp(known[: max(3, len(known) // 2)]))
-    if last > first + 3 * abs(first) and last - first > spread / 2:
-        return f"The loss has grown from {first:.3g} to {last:.3g}."
-    return None
-
-
-def _learns(evidence: Evidence) -> bool:
-    """Whether the loss has fallen by a tenth; taken for granted where it is not noted."""
-    known = evidence.loss[np.isfinite(evidence.loss)]
-    if len(known) < 4:
-        return True
-    k = max(1, len(known) // 5)
-    first, last = float(np.median(known[:k])), float(np.median(known[-k:]))
-    return last < first - 0.1 * abs(first)
-
-
 @rule(
     "update-too-small",
     limit="no layer's relative update is ever above 1e-6: a million such steps change a weight by its own size, and "
@@ -130,6 +93,7 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
         return
     largest = float(np.nanmax(ratio))
     if largest >= evidence.limits.update_small:
+        yield from _came_to_rest(evidence, kept, ratio)
         return
     lr = evidence.notes("lr")
     rate = float(np.nanmax(lr)) if np.isfinite(lr).any() else np.nan
@@ -153,6 +117,40 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
         limit_from="a million steps to change a weight by its own size",
         expected=1e-3,
         causes=("the gradients are tiny beside the weights",) if vanished else ("the learning rate",),
+    )
+
+
+def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Iterator[Finding]:
+    """Updates that were sound and are next to nothing from a step on, while the gradient stays as it was."""
+    with np.errstate(invalid="ignore"):
+        largest = np.nan_to_num(np.nanmax(ratio, axis=1), nan=0.0)
+    moving = np.flatnonzero(largest >= evidence.limits.update_small)
+    first = int(moving[-1]) + 1
+    resting = len(largest) - first
+    if resting < max(evidence.limits.hysteresis, len(largest) // 5):
+        return
+    gradient = evidence.relative_gradient[:, kept]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kept_up = float(np.nanmax(median(gradient[first:]) / median(gradient[:first]), initial=0.0))
+    if not kept_up > 1e-3:
+        return
+    site = evidence.layers[kept[0]].weight
+    yield Finding(
+        "update-too-small",
+        "error",
+        f"From step {evidence.step(first)} on no weight changes by more than {largest[first:].max():.1e} of its size, "
+        "though the gradient is as large as before. Nothing is learned since.",
+        "look at the learning rate's schedule from that step on, and at what scales or masks the updates",
+        direction="both",
+        sites=names([evidence.layers[i].weight for i in kept]),
+        steps=(evidence.step(first),),
+        frontier=site,
+        value=float(largest[first:].max()),
+        unit="rms of the update over that of the weight",
+        limit=evidence.limits.update_small,
+        limit_from="a million steps to change a weight by its own size",
+        expected=1e-3,
+        causes=("the learning rate, from that step on",),
     )
 
 

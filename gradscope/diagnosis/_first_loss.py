@@ -1,0 +1,76 @@
+"""The first loss beside what it should be: ln C for C classes, and targets of the size of the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.diagnosis._evidence import Evidence
+from gradscope.recording import Site
+
+SURPRISE = 2.0
+"""A first loss of classes may be so many times ln C, and one more: logits of size 1 add about a half."""
+
+TARGETS = 100.0
+"""Targets may be so many times the size of the first outputs: a step of Adam moves an output by about the rate."""
+
+
+@dataclass(frozen=True)
+class FirstLoss:
+    """A first loss that is far from what a model that knows nothing has.
+
+    Attributes:
+        last: the site of the last layer.
+        value: the loss, or the size of the targets.
+        expected: ln C, or the size of the outputs.
+        classes: C; None for a regression.
+        size: rms of the outputs.
+    """
+
+    last: Site
+    value: float
+    expected: float
+    classes: int | None
+    size: float
+
+
+def kinds_of(evidence: Evidence) -> list[str]:
+    """The operations under the loss, nearest first, without `Backward0`."""
+    nodes = evidence.facts.get("loss_graph") or []
+    return [node["node"].rstrip("0123456789").removesuffix("Backward") for node in nodes]
+
+
+def last_site(evidence: Evidence) -> Site | None:
+    """That of the last layer."""
+    found = [s for s in evidence.sites("activation") if s.role == "pre-activation"]
+    return max(found, key=lambda s: s.depth) if found else None
+
+
+def first_loss(evidence: Evidence) -> FirstLoss | None:
+    """None where it is as it should be, or is not known."""
+    last, kinds = last_site(evidence), kinds_of(evidence)
+    loss = evidence.loss[np.isfinite(evidence.loss)]
+    if last is None or not loss.size:
+        return None
+    size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
+    first = float(loss[0])
+    classes = _classes(evidence, last, kinds)
+    if classes is not None and classes > 1:
+        expected = math.log(classes)
+        return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
+    if kinds[:1] == ["MseLoss"] and size > 0 and first > 0:
+        target = math.sqrt(first)
+        return FirstLoss(last, target, size, None, size) if target > TARGETS * max(size, 0.1) else None
+    return None
+
+
+def _classes(evidence: Evidence, last: Site, kinds: Sequence[str]) -> int | None:
+    if not any(kind.startswith("NllLoss") for kind in kinds[:3]):
+        return None
+    for node in evidence.facts.get("loss_graph") or []:
+        if "classes" in node:
+            return int(node["classes"])
+    return last.shape[-1] if len(last.shape) == 2 else None

@@ -99,6 +99,8 @@ class GradScope:
             warn. The steps since the last due one, 20 at most, are recorded then too. Every step costs what a recorded
             one costs, and the last two wait for the device at each. An overflow that a `scaler` skips is no alarm.
         process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
+        slow: take unit moments (silent, dead and saturated units, slopes, what samples and units have in common) of the
+            activations in each tenth recorded step, the first included. Of several ranks each has its own part's.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the sentence names it.
@@ -131,13 +133,14 @@ class GradScope:
         validation: bool = False,
         on_nonfinite: OnNonFinite | None = None,
         process_group: Any = "auto",
+        slow: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is of type {type(model).__name__}; GradScope observes a torch.nn.Module")
         plain = unwrapped(model)
         optimizers = optimizers_of(optimizer)
         given = Arguments(
-            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms
+            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms, slow
         )
         check(given)
         ranks = Ranks.of(model, process_group)
@@ -181,6 +184,7 @@ class GradScope:
             optimizers=len(optimizers),
             scaler=scaler,
             watch=on_nonfinite is not None,
+            slow=slow,
         )
         self._validation = (
             None if apart is None else Validation(_book(apart, signals, sites), self._stepper, self._book)

@@ -35,6 +35,9 @@ Mode = Literal["unknown", "each forward", "scope.step()", "optimizer"]
 _MOST_UNDECIDED = 256
 """Forward passes kept undecided; then each is taken for a step."""
 
+SLOW_EVERY = 10
+"""Of the recorded steps each tenth, beginning with the first, has unit moments."""
+
 _CLOSED_BY = {
     "unknown": "the next forward after a backward",
     "each forward": "the next forward after a backward",
@@ -57,6 +60,7 @@ class Stepper:
         optimizers: int,
         scaler: Any,
         watch: bool,
+        slow: bool,
     ) -> None:
         self.after_last_write: Callable[[], None] = lambda: None
         self.after_end: Callable[[], None] = lambda: None
@@ -73,6 +77,9 @@ class Stepper:
         self._optimizers = optimizers
         self._scaler = scaler
         self._watch = watch
+        self._slow = slow
+        self._recorded = 0
+        """How many steps have been recorded."""
         self._pool = Pool(bool(histograms))
         self._number = 0
         self._open: Step | None = None
@@ -144,6 +151,8 @@ class Stepper:
         if self._open is None:
             self._open = self._new_step()
         forward = Forward(self._open, root, self.new_arena())
+        if self._open.takes_units():
+            forward.units = {}
         self._open.forwards.append(forward)
         return forward
 
@@ -157,7 +166,11 @@ class Stepper:
     def _new_step(self) -> Step:
         self._schedule.began(self.number)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
-        step = Step(self.number, self.due(self.number) or bool(self._closed), self.new_arena(), self._watch)
+        due = self.due(self.number) or bool(self._closed)
+        slow = self._slow and due and (self._recorded + len(self._closed)) % SLOW_EVERY == 0
+        step = Step(self.number, due, self.new_arena(), self._watch, slow)
+        if slow:
+            self._schedule.slow(self.number, SLOW_EVERY)
         step.notes, self._early_notes = self._early_notes, {}
         step.scale = self._scale()
         if self._mode == "unknown":
@@ -345,6 +358,7 @@ class Stepper:
             self._closed.pop(0)
             self._number = step.number + 1
             step.due = self.due(step.number)
+            self._recorded += step.due
             step.skipped = step.skipped or (step.observed and not step.stepped and self._scale_fell(step))
             if step.observed:
                 self._parameters.read_weights(step, keep=False)  # where no optimizer has come to it

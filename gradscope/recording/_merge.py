@@ -111,7 +111,7 @@ def _merged_step(step: int, files: list[RankFile]) -> StepRecord:
         if counts := [more for file in sources if (more := file.histograms(step, number)) is not None]:
             histograms[signal] = _merged_histograms(counts, adds)
     skipped = any(file.skipped(step) for file in sources)
-    units = next((more for file in sources if (more := file.units(step)) is not None), None)
+    units = next((found for file in sources if (found := file.units(step)) is not None), None)
     return StepRecord(step, skipped, notes | {"ranks_merged": count}, moments, histograms, units)
 
 

@@ -146,7 +146,7 @@ def units(connection: sqlite3.Connection, contents: Contents, steps: Ints) -> It
     for n, _, value in _rows(connection, contents, "units", steps):
         try:
             blob, names = Blob(value), contents.layout.unit_columns
-            ids, columns = blob.ints(0), {}
+            ids, columns = blob.ints(0), dict[str, Any]()
             if len(blob) != 1 + len(names):
                 raise ValueError(f"{len(blob)} columns where there are {1 + len(names)}")
             for name, dtype in UNIT_COLUMNS.items():

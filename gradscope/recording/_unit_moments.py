@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -75,7 +76,8 @@ class UnitMoments:
     @staticmethod
     def empty() -> UnitMoments:
         """No row."""
-        return UnitMoments(*(np.empty(0, dtype) for dtype in UNIT_COLUMNS.values()))
+        columns: list[Any] = [np.empty(0, dtype) for dtype in UNIT_COLUMNS.values()]
+        return UnitMoments(*columns)
 
     @staticmethod
     def from_rows(rows: Sequence[Sequence[float]]) -> UnitMoments:

@@ -63,6 +63,7 @@ def _silu(z: Tensor, _: Parameters) -> Tensor:
 
 
 def _mish(z: Tensor, _: Parameters) -> Tensor:
+    z = z.clamp(-750.0, 750.0)  # beyond, the slope is 0 or 1 to the last digit
     smooth = torch.nn.functional.softplus(z, threshold=1e4)
     return torch.tanh(smooth) + z * _tanh(smooth, {}) * torch.sigmoid(z)
 

@@ -25,12 +25,13 @@ from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._functional import FunctionalSites
 from gradscope.hooks._fused import ENCODER_LAYER, FusedPaths, may_take_fused_path
 from gradscope.hooks._guard import guarded, guarded_call
+from gradscope.hooks._loss_graph import LossGraph
 from gradscope.hooks._output import Output
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
 from gradscope.hooks._resting import Resting
 from gradscope.hooks._signals import Signals
-from gradscope.hooks._sites import INPUT, ROOT, SiteBook
+from gradscope.hooks._sites import INPUT, ROOT, SiteBook, call_name
 from gradscope.hooks._step import Forward
 from gradscope.hooks._tensors import floating_tensors, in_transform, is_capturing, is_replaying, tensors, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
@@ -57,6 +58,7 @@ class Observer:
     Attributes:
         detached: no hook is on any more.
         resting: told where steps end, when hooks may be off.
+        loss_graph: knows of which nodes the model's outputs are.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Observer:
         averaged_over: float = 1.0,
     ) -> None:
         self.detached = False
+        self.loss_graph = LossGraph()
         self._model = model
         self._book = book
         self._clock = clock
@@ -236,6 +239,8 @@ class Observer:
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
         if not outputs and not self._suppressed:  # only the parameters' hooks will tell of a backward
             self.resting.forbid()
+        if forward.step.due:
+            self.loss_graph.mark_outputs(outputs)
         forward.graph = [weakref.ref(self._signals.hook(t, self._backward_reached, forward)) for t in outputs]
         if forward.step.observed:
             if self._attachment.lazy:
@@ -321,8 +326,9 @@ class Observer:
         first = own[0][1]
         if self._book.grew and first.grad_fn is not None:
             self._note_nodes(forward, (name, call), module, inputs, first)
-        for _, tensor in own:
+        for i, tensor in own:
             forward.remember(tensor, (name, call))
+            self.loss_graph.mark(tensor, call_name(name, call, i))
 
     @guarded
     def _after_function(
@@ -339,6 +345,7 @@ class Observer:
         if not torch.is_grad_enabled() and self._segments.inside():
             self._unobserved.add(site, "a function in a reentrant checkpointed segment: its gradient is not recorded")
         forward.remember(output, (site, call))
+        self.loss_graph.mark(output, call_name(site, call, 0))
 
     def _current(self) -> Forward | None:
         """The pass that a module's call in this thread belongs to."""

@@ -62,6 +62,8 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
     if step.scale is not None:
         notes["loss_scale"] = scale
     notes |= _norms(step, record, scale) if whole_model and (ranks is None or ranks.whole) else {}
+    if step.lr is not None:
+        notes["lr"] = _plain(step.lr)
     notes |= {name: _plain(value) for name, value in step.notes.items()}  # the user's own word stands
     return replace(record, notes=notes)
 

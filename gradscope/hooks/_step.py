@@ -77,6 +77,9 @@ class Step:
     scale: Tensor | float | None = None
     """The gradient scaler's factor when the step began."""
     unscaled_weight_grads: bool = False
+    lr: Tensor | float | None = None
+    """Learning rate of the largest group that has stepped, of so many entries."""
+    lr_entries: int = -1
     stepped: bool = False
     """An optimizer that holds parameters of the model has run."""
     stepped_by: set[int] = field(default_factory=set)
@@ -96,14 +99,17 @@ class Step:
         notes = {name: value for name, value in self.notes.items() if isinstance(value, Tensor)}
         before, after = self.clip.before, self.clip.after
         scale = [self.scale] if isinstance(self.scale, Tensor) else []
+        lr = [self.lr] if isinstance(self.lr, Tensor) else []
         units = self._unit_readings()
         numbers = [reading.numbers for reading in units.values()]
-        host = iter(sent([*notes.values(), *before.values(), *after.values(), *scale, *numbers]))
+        host = iter(sent([*notes.values(), *before.values(), *after.values(), *scale, *lr, *numbers]))
         self.notes |= {name: next(host) for name in notes}
         self.clip.before = {name: next(host) for name in before}
         self.clip.after = {name: next(host) for name in after}
         if scale:
             self.scale = next(host)
+        if lr:
+            self.lr = next(host)
         self.units = [(site, reading, next(host)) for site, reading in units.items()]
         for forward in self.forwards:
             forward.units = None

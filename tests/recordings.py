@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.recording import SIGNALS, Moments, Recording, Site, StepRecord
+from gradscope.recording import SIGNALS, Moments, Recording, Site, StepRecord, UnitMoments
+from gradscope.recording._unit_moments import UNIT_COLUMNS
 
 
 def site(signal: str, i: int, **more: object) -> Site:
@@ -22,8 +23,17 @@ def tensors(steps: int, sites: int, seed: int = 0) -> NDArray[np.float64]:
     return x
 
 
-def fill(recording: Recording, steps: int = 3, sites: int = 4, first: int = 0) -> NDArray[np.float64]:
-    """Record `tensors` as steps `first`, `first + 1`, …; the tensors come back."""
+def unit_moments(sites: int, t: int = 0) -> UnitMoments:
+    """Different numbers in every row and column."""
+    columns = np.arange(sites * len(UNIT_COLUMNS)).reshape(len(UNIT_COLUMNS), sites) + 7 * t + 1
+    scaled = [c if dtype is np.int64 else c / 300 for c, dtype in zip(columns, UNIT_COLUMNS.values(), strict=True)]
+    return UnitMoments(*scaled)
+
+
+def fill(
+    recording: Recording, steps: int = 3, sites: int = 4, first: int = 0, units: bool = False
+) -> NDArray[np.float64]:
+    """Record `tensors` as steps `first`, `first + 1`, …, with unit moments in every second; the tensors come back."""
     ids = {s: np.array([recording.add_site(site(s, i)) for i in range(sites)]) for s in SIGNALS}
     x = tensors(steps, sites)
     for t in range(steps):
@@ -32,13 +42,14 @@ def fill(recording: Recording, steps: int = 3, sites: int = 4, first: int = 0) -
         }
         histograms = {"activation": (ids["activation"], np.arange(sites * 64).reshape(sites, 64) + t)}
         notes = {"loss": 1 / (t + 1), "phase": "warm", "ok": True}
-        recording.append(StepRecord(first + t, t == 1, notes, moments, histograms))
+        of_units = (ids["activation"], unit_moments(sites, t)) if units and t % 2 == 0 else None
+        recording.append(StepRecord(first + t, t == 1, notes, moments, histograms, of_units))
     return x
 
 
-def written(path: Path | None, steps: int = 3, sites: int = 4) -> Recording:
+def written(path: Path | None, steps: int = 3, sites: int = 4, units: bool = False) -> Recording:
     recording = Recording.create(path, facts={"seed": 0, "device": "cpu"})
-    fill(recording, steps, sites)
+    fill(recording, steps, sites, units=units)
     return recording
 
 

@@ -25,7 +25,7 @@ from gradscope.recording import _loading as loading
 from gradscope.recording import _verifying as verifying
 from gradscope.recording._codec import encode
 from gradscope.recording._schema import SCHEMA, TABLES
-from tests.recordings import assert_same, fill, rms, site, tensors, written
+from tests.recordings import assert_same, fill, rms, site, tensors, unit_moments, written
 
 ROOT = Path(__file__).parent.parent
 reproducibly = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,6 +50,7 @@ def read_all(path: Path) -> None:
         r.notes_at(i)
         if r._source.have("histograms", "activation")[i]:
             r.histogram("activation", "layers.0", i)
+        r.unit_moments(i)
 
 
 def verify_all(path: Path) -> None:
@@ -61,7 +62,7 @@ def verify_all(path: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A closed recording in pages of 512 bytes, so small that every byte of it can be damaged."""
     path = tmp_path_factory.mktemp("whole") / "r.gscope"
-    written(path, steps=2, sites=2).close()
+    written(path, steps=2, sites=2, units=True).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA page_size=512")
         connection.execute("VACUUM")
@@ -104,6 +105,7 @@ def survives(whole: bytes, tmp_path: Path, regime: str) -> Callable[[bytes], boo
         ]
         answers += [(lambda i=i: r.values("weight", "mean", [i]), truth_of[i]) for i in range(2)]
         answers.append((lambda: r.notes("loss"), [1.0, 0.5]))
+        answers.append((lambda: r.values("activation", "batch_spread")[0], unit_moments(2).batch_spread))
         answers.append((lambda: r.histogram("activation", "layers.0", 0)[1], np.arange(64)))
         for ask, answer in answers:
             try:
@@ -160,7 +162,7 @@ def test_overwritten_swapped_and_zeroed_stretches_give_the_true_numbers_or_one_e
 @pytest.mark.parametrize("ask", [read_all, verify_all])
 def test_a_missing_row_an_old_row_and_a_doubled_row_are_noticed(tmp_path: Path, ask: Callable[[Path], None]) -> None:
     path = tmp_path / "r"
-    written(path).close()
+    written(path, units=True).close()
     good = path.read_bytes()
     for change in (
         "DELETE FROM steps WHERE n = 2",  # a tail that was cut off with care
@@ -170,6 +172,12 @@ def test_a_missing_row_an_old_row_and_a_doubled_row_are_noticed(tmp_path: Path, 
         "DELETE FROM moments",
         "DELETE FROM histograms WHERE n = 1",
         "DELETE FROM histograms",
+        "DELETE FROM units WHERE n = 2",
+        "DELETE FROM units",
+        "UPDATE units SET n = 1 WHERE n = 2",
+        "INSERT INTO units SELECT n + 3, value, crc FROM units WHERE n = 0",
+        "UPDATE units SET value = (SELECT value FROM units WHERE n = 0), "
+        "crc = (SELECT crc FROM units WHERE n = 0) WHERE n = 2",
         "DELETE FROM seal",
         "DELETE FROM header WHERE n = 0",
         "UPDATE header SET value = (SELECT value FROM header WHERE n = 0) WHERE n = 1",
@@ -238,13 +246,17 @@ def forge(path: Path, table: str, n: int, change: Change) -> None:
         ("histograms", 1, lambda row: ((), encode([np.array([1, 0, 64]), np.arange(4), np.ones((4, 64), int)]))),
         ("histograms", 1, lambda row: ((), encode([np.array([0, 9, 3]), np.arange(4), np.ones((4, 64), int)]))),
         ("histograms", 1, lambda row: ((), encode([np.array([0, 0, 64]), np.arange(4) + 90, np.ones((4, 64), int)]))),
+        ("units", 2, lambda row: ((), row[1][:-3])),
+        ("units", 2, lambda row: ((), encode([np.arange(4)] * 11))),  # a column too few
+        ("units", 2, lambda row: ((), encode([np.arange(4) + 90] + [np.arange(4)] * 11))),  # sites that are none
+        ("units", 2, lambda row: ((), encode([np.arange(3)] + [np.arange(4)] * 11))),
         ("sites", 3, lambda row: ((), row[1].replace(b"activation", b"activities"))),
         ("header", 1, lambda row: ((), b"3")),
     ],
 )
 def test_nonsense_under_right_checksums_is_one_error(tmp_path: Path, table: str, n: int, change: Change) -> None:
     path = tmp_path / "r"
-    written(path).close()
+    written(path, units=True).close()
     forge(path, table, n, lambda row: row)
     read_all(path)
     forge(path, table, n, change)
@@ -264,14 +276,15 @@ def test_a_second_seal_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("regime")
-@pytest.mark.parametrize("table", ["steps", "moments", "histograms", "sites", "frames"])
+@pytest.mark.parametrize("table", ["steps", "moments", "histograms", "units", "sites", "frames"])
 def test_rows_of_another_run_do_not_pass_for_its_own(tmp_path: Path, table: str) -> None:
     for name in ("a", "b"):
-        written(tmp_path / name).close()
+        written(tmp_path / name, units=True).close()
+    n = 2 if table == "units" else 1
     with closing(sqlite3.connect(tmp_path / "a", isolation_level=None)) as connection:
         connection.execute("ATTACH ? AS other", (str(tmp_path / "b"),))
-        connection.execute(f"REPLACE INTO {table} SELECT * FROM other.{table} WHERE n = 1")
-    with pytest.raises(RecordingError, match=f"row 1 of table {table} does not match its checksum"):
+        connection.execute(f"REPLACE INTO {table} SELECT * FROM other.{table} WHERE n = {n}")
+    with pytest.raises(RecordingError, match=f"row {n} of table {table} does not match its checksum"):
         read_all(tmp_path / "a")
 
 
@@ -356,7 +369,7 @@ def test_a_stranger_s_schema_runs_nothing(tmp_path: Path) -> None:
             "CREATE VIEW moments AS WITH RECURSIVE t(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM t) "
             "SELECT n, 0 AS at, 0 AS signal, randomblob(10) AS value, 0 AS crc FROM t"
         )
-    with pytest.raises(RecordingError, match="its tables are not those of schema version 2"):
+    with pytest.raises(RecordingError, match="its tables are not those of schema version 3"):
         Recording.load(path)
 
 
@@ -405,7 +418,7 @@ def test_a_newer_schema_names_both_versions(tmp_path: Path) -> None:
     written(tmp_path / "r").close()
     with closing(sqlite3.connect(tmp_path / "r")) as connection:
         connection.execute(f"PRAGMA user_version={SCHEMA + 6}")
-    with pytest.raises(RecordingError, match=r"has schema version 8, and this GradScope reads up to 2: upgrade"):
+    with pytest.raises(RecordingError, match=r"has schema version 9, and this GradScope reads up to 3: upgrade"):
         Recording.load(tmp_path / "r")
 
 

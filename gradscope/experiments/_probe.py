@@ -56,14 +56,17 @@ def probe(
     scope = GradScope(model, every=1, signals=("activation", "activation_grad", "weight", "weight_grad"))
     with alone(scope._observer), untouched(model), _gradients_set_aside(model), torch.enable_grad(), scope:
         out = run(model, inputs)
-        loss = _loss(out, target, loss_fn)
+        loss, its_own = _loss(out, target, loss_fn)
+        scope.note(loss=loss if its_own else loss.detach())  # before the backward, when its graph still has the target
         loss.backward()
-        scope.step(loss=loss)
+        scope.step()
         scope.recording.set_fact("source", "probe")
     return scope.recording
 
 
-def _loss(out: Any, target: Any, loss_fn: Callable[..., Tensor] | None) -> Tensor:
+def _loss(out: Any, target: Any, loss_fn: Callable[..., Tensor] | None) -> tuple[Tensor, bool]:
+    """The loss, and whether it is the user's."""
+    its_own = True
     if loss_fn is not None:
         loss = loss_fn(out) if target is None else loss_fn(out, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -73,10 +76,10 @@ def _loss(out: Any, target: Any, loss_fn: Callable[..., Tensor] | None) -> Tenso
         loss = out.loss
     else:
         terms = [(t * _direction(t)).sum() for t in floating_tensors(out) if t.requires_grad]
-        loss = torch.stack([term.double() for term in terms]).sum() if terms else torch.zeros(())
+        loss, its_own = torch.stack([term.double() for term in terms]).sum() if terms else torch.zeros(()), False
     if not loss.requires_grad:
         raise ValueError("the model's output has no gradient: nothing in it requires one")
-    return loss
+    return loss, its_own
 
 
 def _direction(output: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ from gradscope.recording import SIGNALS, Signal, Site
 
 MODES = ("exact", "sample")
 
+UNIT_MOMENTS = (
+    "each tenth recorded step, first forward pass that a backward follows; of several ranks each its own part"
+)
+"""Which steps have unit moments, and what they are of."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -39,6 +44,7 @@ class Arguments:
     mode: str = "exact"
     budget: float = 0.02
     histograms: bool | str = False
+    slow: bool = True
 
 
 def check(given: Arguments) -> None:
@@ -58,6 +64,8 @@ def check(given: Arguments) -> None:
     if given.histograms not in (False, True, "sample"):
         nearest = _nearest(given.histograms, ("sample",)) if isinstance(given.histograms, str) else ""
         raise ValueError(f"histograms is {given.histograms!r}; True, False or 'sample' is allowed{nearest}")
+    if not isinstance(given.slow, bool):
+        raise ValueError(f"slow is {given.slow!r}; True or False is allowed")
     if isinstance(given.budget, bool) or not isinstance(given.budget, (int, float)) or not 0 < given.budget <= 1:
         raise ValueError(f"budget is {given.budget!r}; a share of the training time in (0, 1] is allowed")
     if isinstance(given.signals, str) or not given.signals:
@@ -113,6 +121,7 @@ def facts_of(given: Arguments) -> dict[str, Any]:
         else "as the last backward left it, before clipping",
         "every": given.every,
         "budget": given.budget if given.every == "auto" else None,
+        "unit_moments": UNIT_MOMENTS if given.slow and "activation" in given.signals else None,
         "kernel": kernel_name(),
         "signals": list(given.signals),
         "seed": torch.initial_seed(),

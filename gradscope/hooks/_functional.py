@@ -21,7 +21,7 @@ OTHERS = frozenset({"scaled_dot_product_attention", "glu", "log_softmax", "gumbe
 
 
 class FunctionalSites(TorchFunctionMode):
-    """While it is entered, tells of each functional activation: `seen(module's name, module, function, output)`."""
+    """While it is entered, tells of each functional activation: `seen(module's name, module, function, output, …)`."""
 
     def __init__(self, seen: Callable[..., None]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class FunctionalSites(TorchFunctionMode):
         if self._inside and isinstance(result, Tensor) and self._is_site(plain_name(function), result, args, kwargs):
             name, module = self._inside[-1]
             if activation_of_module(module) is None:  # else the module itself is that site
-                self._seen(name, module, plain_name(function), result)
+                self._seen(name, module, plain_name(function), result, args, kwargs or {})
         return result
 
     def _is_site(self, name: str, result: Tensor, args: Any, kwargs: Any) -> bool:

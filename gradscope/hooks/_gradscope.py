@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,19 +18,20 @@ import torch
 from torch import nn
 
 from gradscope.hooks._arguments import Arguments, check, facts_of
-from gradscope.hooks._distributed import parallelism, unwrapped
+from gradscope.hooks._distributed import parallelism, parameters_at_rest, unwrapped
 from gradscope.hooks._dump import kept
 from gradscope.hooks._guard import guarded_call
 from gradscope.hooks._merging import Merging
 from gradscope.hooks._nonfinite import NonFinite, NonFiniteError, OnNonFinite
 from gradscope.hooks._observer import Observer
+from gradscope.hooks._optimizer_facts import OptimizerFacts
 from gradscope.hooks._optimizer_hooks import hook_optimizers
 from gradscope.hooks._optimizers import optimizers_of
 from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._ranks import Ranks
 from gradscope.hooks._schedule import schedule
-from gradscope.hooks._sites import SiteBook, SiteFilter, site_filter
+from gradscope.hooks._sites import SiteBook, SiteFilter, site_filter, unwrapped_name
 from gradscope.hooks._stepper import SampleMode, Stepper
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._validation import Validation
@@ -99,6 +101,8 @@ class GradScope:
             warn. The steps since the last due one, 20 at most, are recorded then too. Every step costs what a recorded
             one costs, and the last two wait for the device at each. An overflow that a `scaler` skips is no alarm.
         process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
+        slow: take unit moments (silent, dead and saturated units, slopes, what samples and units have in common) of the
+            activations in each tenth recorded step, the first included. Of several ranks each has its own part's.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the sentence names it.
@@ -131,13 +135,14 @@ class GradScope:
         validation: bool = False,
         on_nonfinite: OnNonFinite | None = None,
         process_group: Any = "auto",
+        slow: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is of type {type(model).__name__}; GradScope observes a torch.nn.Module")
         plain = unwrapped(model)
         optimizers = optimizers_of(optimizer)
         given = Arguments(
-            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms
+            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms, slow
         )
         check(given)
         ranks = Ranks.of(model, process_group)
@@ -175,12 +180,14 @@ class GradScope:
         self._stepper = Stepper(
             self._outlet,
             parameters,
+            OptimizerFacts(partial(_names, plain), self._outlet.set_fact),
             schedule=times,
             mode=mode,
             histograms=histograms,
             optimizers=len(optimizers),
             scaler=scaler,
             watch=on_nonfinite is not None,
+            slow=slow,
         )
         self._validation = (
             None if apart is None else Validation(_book(apart, signals, sites), self._stepper, self._book)
@@ -224,7 +231,15 @@ class GradScope:
 
         Once that is written (`step()` was called after the optimizer's step), they belong to the next.
         """
+        loss = facts.get("loss")
+        if isinstance(loss, torch.Tensor):
+            guarded_call(self._observer, partial(self._look_at_loss, loss))
         self._stepper.note({k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in facts.items()})
+
+    def _look_at_loss(self, loss: torch.Tensor) -> None:
+        step = self._stepper.latest
+        if step is not None and step.due and (found := self._observer.loss_graph.of(loss)) is not None:
+            self._outlet.set_fact("loss_graph", found)
 
     @property
     def recording(self) -> Recording:
@@ -369,6 +384,11 @@ def _close_all() -> None:
 
 def _book(recording: Recording, signals: Sequence[Signal], sites: Any) -> SiteBook:
     return SiteBook(recording, frozenset(signals), site_filter(sites))
+
+
+def _names(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters as they are now, each once."""
+    return ((unwrapped_name(name), parameter) for name, _, parameter in parameters_at_rest(model))
 
 
 def _apart(log: str | os.PathLike[str] | None) -> Path | None:

@@ -25,11 +25,13 @@ from gradscope.hooks._distributed import wrapped_by_ddp
 from gradscope.hooks._functional import FunctionalSites
 from gradscope.hooks._fused import ENCODER_LAYER, FusedPaths, may_take_fused_path
 from gradscope.hooks._guard import guarded, guarded_call
+from gradscope.hooks._loss_graph import LossGraph
+from gradscope.hooks._output import Output
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._replay import Call, Segments
 from gradscope.hooks._resting import Resting
-from gradscope.hooks._signals import Output, Signals
-from gradscope.hooks._sites import INPUT, ROOT, SiteBook
+from gradscope.hooks._signals import Signals
+from gradscope.hooks._sites import INPUT, ROOT, SiteBook, call_name
 from gradscope.hooks._step import Forward
 from gradscope.hooks._tensors import floating_tensors, in_transform, is_capturing, is_replaying, tensors, why_unreadable
 from gradscope.hooks._unobserved import Unobserved
@@ -56,6 +58,7 @@ class Observer:
     Attributes:
         detached: no hook is on any more.
         resting: told where steps end, when hooks may be off.
+        loss_graph: knows of which nodes the model's outputs are.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Observer:
         averaged_over: float = 1.0,
     ) -> None:
         self.detached = False
+        self.loss_graph = LossGraph()
         self._model = model
         self._book = book
         self._clock = clock
@@ -186,11 +190,15 @@ class Observer:
         if self._functional is not None:
             self._functional.enter()
         else:
-            self._now.enter(forward)
+            self._enter(forward)
         self._attach_new(forward)
         if self._keep_batch is not None:
             forward.batch = self._keep_batch((args, kwargs))
         self._observe_inputs(forward, module, args, kwargs)
+
+    def _enter(self, forward: Forward) -> None:
+        """Calls take the short way, unless more than moments is taken in this pass."""
+        self._now.enter(forward if forward.units is None else None)
 
     def _attach_new(self, forward: Forward) -> None:
         """Hooks for what has come, or is trained, since they were put on."""
@@ -216,7 +224,7 @@ class Observer:
             if not self._suppressed:
                 self._local.validating = None
                 if self._forward is not None and self._forward.step.observed and self._functional is None:
-                    self._now.enter(self._forward)  # the pass inside of which it was made goes on
+                    self._enter(self._forward)  # the pass inside of which it was made goes on
             return
         forward = self._forward
         if forward is None or not forward.root:
@@ -231,6 +239,8 @@ class Observer:
         outputs = [t for t in floating_tensors(output) if t.requires_grad]
         if not outputs and not self._suppressed:  # only the parameters' hooks will tell of a backward
             self.resting.forbid()
+        if forward.step.due:
+            self.loss_graph.mark_outputs(outputs)
         forward.graph = [weakref.ref(self._signals.hook(t, self._backward_reached, forward)) for t in outputs]
         if forward.step.observed:
             if self._attachment.lazy:
@@ -316,21 +326,26 @@ class Observer:
         first = own[0][1]
         if self._book.grew and first.grad_fn is not None:
             self._note_nodes(forward, (name, call), module, inputs, first)
-        for _, tensor in own:
+        for i, tensor in own:
             forward.remember(tensor, (name, call))
+            self.loss_graph.mark(tensor, call_name(name, call, i))
 
     @guarded
-    def _after_function(self, name: str, module: nn.Module, function: str, output: Tensor) -> None:
+    def _after_function(
+        self, name: str, module: nn.Module, function: str, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         forward = self._forward
         if forward is None or self._suppressed or not forward.step.observed or is_replaying():
             return
         site = f"{name}:{function}"
         call = forward.next_call(site)
         forward.depth += 1
-        self._read(forward, Output(output, module, site, call, depth=forward.depth, function=function))
+        made = Output(output, module, site, call, depth=forward.depth, function=function, args=args, kwargs=kwargs)
+        self._read(forward, made)
         if not torch.is_grad_enabled() and self._segments.inside():
             self._unobserved.add(site, "a function in a reentrant checkpointed segment: its gradient is not recorded")
         forward.remember(output, (site, call))
+        self.loss_graph.mark(output, call_name(site, call, 0))
 
     def _current(self) -> Forward | None:
         """The pass that a module's call in this thread belongs to."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradscope.hooks._clipping import total_norm
 from gradscope.hooks._moments import Arena
 from gradscope.hooks._step import Step
-from gradscope.recording import Moments, Signal, StepRecord
+from gradscope.recording import Moments, Signal, StepRecord, UnitMoments
 from gradscope.recording._moments import COLUMNS
 
 Pairs = list[tuple[int, int]]
@@ -55,15 +55,25 @@ def to_record(step: Step, ranks: Merger | None = None, whole_model: bool = True)
         own[signal] = found.own
         if found.counts is not None:
             histograms[signal] = (found.ids, found.counts)
-    record = StepRecord(step=step.number, skipped=step.skipped, moments=moments, histograms=histograms)
+    record = StepRecord(step.number, step.skipped, {}, moments, histograms, _units(step))
     if ranks is not None:
         record = ranks.merged(record, own)
     notes = dict(record.notes)
     if step.scale is not None:
         notes["loss_scale"] = scale
     notes |= _norms(step, record, scale) if whole_model and (ranks is None or ranks.whole) else {}
+    if step.lr is not None:
+        notes["lr"] = _plain(step.lr)
     notes |= {name: _plain(value) for name, value in step.notes.items()}  # the user's own word stands
     return replace(record, notes=notes)
+
+
+def _units(step: Step) -> tuple[NDArray[np.int64], UnitMoments] | None:
+    """The unit moments of a step, whose rows have arrived."""
+    if not step.units:
+        return None
+    sites = np.array([site for site, _, _ in step.units], dtype=np.int64)
+    return sites, UnitMoments.from_rows([reading.row(numbers) for _, reading, numbers in step.units])
 
 
 def _pairs(step: Step) -> dict[Signal, Pairs]:

@@ -39,6 +39,9 @@ class Schedule(Protocol):
     def aside(self, work: Callable[[], None]) -> None:
         """Do what is a part of recording, and lies within a step that is not recorded."""
 
+    def slow(self, number: int, every: int) -> None:
+        """More is taken in the step of this number, as in each so many recorded ones."""
+
     def proposal(self) -> int:
         """Every how many steps this rank would record one; 0 where there is nothing to agree on."""
 
@@ -64,6 +67,9 @@ class Each:
     def aside(self, work: Callable[[], None]) -> None:
         """It makes no difference what it takes."""
         work()
+
+    def slow(self, number: int, every: int) -> None:
+        """It makes no difference either."""
 
     def proposal(self) -> int:
         """Nothing to agree on: all ranks were given the same."""
@@ -108,6 +114,9 @@ class Budget:
         self._first: deque[float] = deque(maxlen=_LATEST)
         self._with: deque[float] = deque(maxlen=_LATEST)
         self._without: deque[float] = deque(maxlen=_LATEST)
+        self._slow_step, self._slow_every = -1, 1
+        self._slow: deque[float] = deque(maxlen=_LATEST)
+        """What each step in which more was taken has lasted."""
 
     def due(self, number: int) -> bool:
         """Whether the step of this number is recorded."""
@@ -127,8 +136,14 @@ class Budget:
             self._aside_before = 0.0
             self._next = math.inf if self._together else number + self.interval()
 
+    def slow(self, number: int, every: int) -> None:
+        """Its duration is no other recorded step's, and is spread over as many as it stands for."""
+        self._slow_step, self._slow_every = number, every
+
     def _lasted(self, number: int, duration: float, *, followed_by: int) -> None:
-        if not self.due(number) and self._unmerged is not None:
+        if number == self._slow_step:
+            self._slow.append(duration)
+        elif not self.due(number) and self._unmerged is not None:
             if self._without:
                 self._with.append(self._unmerged + duration - median(self._without))
             self._unmerged = None
@@ -165,6 +180,7 @@ class Budget:
         recorded = max(median(durations) for durations in (known, self._with) if durations)
         cost = recorded - alone + 2 * math.hypot(_error(known), _error(self._without))
         cost += median(self._switching) if self._switching else 0.0
+        cost += max(0.0, median(self._slow) - recorded) / self._slow_every if self._slow else 0.0
         if alone <= 0 or cost <= 0:
             return self._least
         return min(max(math.ceil(cost / (self._budget * alone) - 1e-6), self._least), _LONGEST)

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscope.hooks import _guard
 from gradscope.hooks._following import Consumers, following_activations
 from gradscope.hooks._guard import Hook, Listener, guarded_call, stop
+from gradscope.hooks._output import Output
 from gradscope.hooks._replay import Call
 from gradscope.hooks._sites import LINEAR_LIKE, SiteBook, call_name
 from gradscope.hooks._step import Forward, View
 from gradscope.hooks._tensors import floating_tensors, own_base, why_unreadable
+from gradscope.hooks._unit_reader import UnitReader
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._watch import GradientWatch, put_on
-
-
-@dataclass(frozen=True)
-class Output:
-    """One floating tensor of what a call of a module, or of a function within it, has returned."""
-
-    tensor: Tensor
-    module: nn.Module
-    name: str
-    call: int = 0
-    index: int = 0
-    depth: int = 0
-    inputs: tuple[Tensor, ...] = ()
-    function: str | None = None
-
-    @property
-    def where(self) -> tuple[Any, ...]:
-        """What the book of sites asks for."""
-        return self.name, self.module, self.call, self.index, self.depth, self.tensor, self.function
 
 
 class Signals:
@@ -64,6 +46,7 @@ class Signals:
         self._unobserved = unobserved
         self._reached = reached
         self._averaged_over = averaged_over
+        self._units = UnitReader()
         self._marked: Forward | None = None
         """The pass whose backward was told of last, and in which backward."""
         self._marked_in = -1
@@ -133,6 +116,8 @@ class Signals:
             bad = forward.arena.nonfinite_here(row)
             if bad is not False:
                 self.look_at_inputs(forward, site, output, certain=bad is True)
+        if forward.units is not None:
+            self._units.read(forward, site, output)
         return True
 
     def look_at_inputs(self, forward: Forward, site: int, output: Output, *, certain: bool) -> None:

@@ -20,13 +20,13 @@ INPUT = "<input>"
 SiteFilter = Callable[[Site], bool]
 
 LINEAR_LIKE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
-_LINEAR_NAMES = frozenset({"Conv1D"})  # transformers' transposed Linear
+LINEAR_NAMES = frozenset({"Conv1D"})  # transformers' transposed Linear
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 def role_of(module: nn.Module, output: Tensor | None = None) -> Role:
     """What a module's output is; a module with children whose output is a sum is a block of a residual stream."""
-    if isinstance(module, LINEAR_LIKE) or type(module).__name__ in _LINEAR_NAMES:
+    if isinstance(module, LINEAR_LIKE) or type(module).__name__ in LINEAR_NAMES:
         return "pre-activation"
     if activation_of_module(module) is not None:
         return "activation"

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from gradscope.hooks._parameters import Before
 
 from gradscope.hooks._clipping import ClipSamples
+from gradscope.hooks._layout import Layout
 from gradscope.hooks._moments import Arena
 from gradscope.hooks._transfer import sent
+from gradscope.hooks._unit_moments import UnitReading
 
 
 class Readings:
@@ -54,6 +56,8 @@ class Step:
     arena: Arena
     watched: bool = False
     """Its moments are taken also where it is not due."""
+    slow: bool = False
+    """Unit moments are taken in it."""
     forwards: list[Forward] = field(default_factory=list)
     weights: Readings = field(default_factory=Readings)
     weights_read: bool = False
@@ -62,6 +66,8 @@ class Step:
     """The parameters before the optimizer's step."""
     clip: ClipSamples = field(default_factory=ClipSamples)
     notes: dict[str, Any] = field(default_factory=dict)
+    units: list[tuple[int, UnitReading, Tensor]] = field(default_factory=list)
+    """Once it was sent: activation sites, what was read there, and its numbers on the host."""
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
     """The parameters when it began, and how often they had been changed in place."""
     backward: bool = False
@@ -71,6 +77,9 @@ class Step:
     scale: Tensor | float | None = None
     """The gradient scaler's factor when the step began."""
     unscaled_weight_grads: bool = False
+    lr: Tensor | float | None = None
+    """Learning rate of the largest group that has stepped, of so many entries."""
+    lr_entries: int = -1
     stepped: bool = False
     """An optimizer that holds parameters of the model has run."""
     stepped_by: set[int] = field(default_factory=set)
@@ -90,18 +99,34 @@ class Step:
         notes = {name: value for name, value in self.notes.items() if isinstance(value, Tensor)}
         before, after = self.clip.before, self.clip.after
         scale = [self.scale] if isinstance(self.scale, Tensor) else []
-        host = iter(sent([*notes.values(), *before.values(), *after.values(), *scale]))
+        lr = [self.lr] if isinstance(self.lr, Tensor) else []
+        units = self._unit_readings()
+        numbers = [reading.numbers for reading in units.values()]
+        host = iter(sent([*notes.values(), *before.values(), *after.values(), *scale, *lr, *numbers]))
         self.notes |= {name: next(host) for name in notes}
         self.clip.before = {name: next(host) for name in before}
         self.clip.after = {name: next(host) for name in after}
         if scale:
             self.scale = next(host)
+        if lr:
+            self.lr = next(host)
+        self.units = [(site, reading, next(host)) for site, reading in units.items()]
+        for forward in self.forwards:
+            forward.units = None
         self.arena.send()
 
     def gather(self) -> None:
         """Take over the rows of its forward passes, to send or to look at."""
         for forward in self.forwards:
             self.arena.absorb(forward.arena)
+
+    def takes_units(self) -> bool:
+        """Whether a pass that begins now takes unit moments: until a backward has followed one that did."""
+        return self.slow and not any(f.units and f.backward for f in self.forwards)
+
+    def _unit_readings(self) -> dict[int, UnitReading]:
+        """Those of the first pass that counts."""
+        return next((f.units for f in self.counted_forwards() if f.units), {}) if self.slow else {}
 
     def counted_forwards(self) -> list[Forward]:
         """The forward passes that count: those that a backward followed, where any did."""
@@ -129,6 +154,10 @@ class Forward:
         self.activations = Readings()
         self.gradients: dict[int, int] = {}
         """In the order in which the backward reached the sites."""
+        self.units: dict[int, UnitReading] | None = None
+        """By activation site; None where unit moments are not taken."""
+        self.layouts: dict[tuple[str, int], Layout] = {}
+        """By module call, the axes of what it returned, where unit moments are taken."""
         self.provisional: set[int] = set()
         """Gradient sites that only a backward with `create_graph` has reached."""
         self.weight_grads: dict[int, int] = {}
@@ -172,7 +201,7 @@ class Forward:
     def forget_graph(self) -> None:
         """Let go of the autograd nodes, which keep what their operations saved."""
         self.layer_nodes, self.activation_nodes, self.fed_nodes, self._known = {}, {}, {}, {}
-        self.followed, self.views = {}, {}
+        self.followed, self.views, self.layouts = {}, {}, {}
 
 
 @dataclass(frozen=True)

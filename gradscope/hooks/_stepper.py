@@ -21,6 +21,7 @@ from torch import Tensor
 from gradscope.hooks._blocks import Pool
 from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._moments import Arena
+from gradscope.hooks._optimizer_facts import OptimizerFacts, learning_rate
 from gradscope.hooks._optimizers import held_by, optimizer_running, unscales_itself
 from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters
@@ -34,6 +35,9 @@ Mode = Literal["unknown", "each forward", "scope.step()", "optimizer"]
 
 _MOST_UNDECIDED = 256
 """Forward passes kept undecided; then each is taken for a step."""
+
+SLOW_EVERY = 10
+"""Of the recorded steps each tenth, beginning with the first, has unit moments."""
 
 _CLOSED_BY = {
     "unknown": "the next forward after a backward",
@@ -50,6 +54,7 @@ class Stepper:
         self,
         outlet: Outlet,
         parameters: Parameters,
+        facts: OptimizerFacts,
         *,
         schedule: Schedule,
         mode: SampleMode,
@@ -57,6 +62,7 @@ class Stepper:
         optimizers: int,
         scaler: Any,
         watch: bool,
+        slow: bool,
     ) -> None:
         self.after_last_write: Callable[[], None] = lambda: None
         self.after_end: Callable[[], None] = lambda: None
@@ -67,12 +73,16 @@ class Stepper:
         """Whether steps may be written between two forward passes: ranks write together, where all of them are."""
         self._parameters = parameters
         self._outlet = outlet
+        self._facts = facts
         self._schedule = schedule
         self._sample_moments = mode == "sample"
         self._sample_histograms = mode == "sample" or histograms == "sample"
         self._optimizers = optimizers
         self._scaler = scaler
         self._watch = watch
+        self._slow = slow
+        self._recorded = 0
+        """How many steps have been recorded."""
         self._pool = Pool(bool(histograms))
         self._number = 0
         self._open: Step | None = None
@@ -114,6 +124,11 @@ class Stepper:
         """An optimizer's hook, or the user, says so, and not only the next forward."""
         return self._mode in ("optimizer", "scope.step()") or self._optimizer_seen
 
+    @property
+    def latest(self) -> Step | None:
+        """The step of the latest forward pass, unless it was written."""
+        return self._open or (self._closed[-1] if self._closed else None)
+
     def open_step(self) -> Step | None:
         """The step in progress."""
         return self._open
@@ -144,6 +159,8 @@ class Stepper:
         if self._open is None:
             self._open = self._new_step()
         forward = Forward(self._open, root, self.new_arena())
+        if self._open.takes_units():
+            forward.units = {}
         self._open.forwards.append(forward)
         return forward
 
@@ -157,7 +174,11 @@ class Stepper:
     def _new_step(self) -> Step:
         self._schedule.began(self.number)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
-        step = Step(self.number, self.due(self.number) or bool(self._closed), self.new_arena(), self._watch)
+        due = self.due(self.number) or bool(self._closed)
+        slow = self._slow and due and (self._recorded + len(self._closed)) % SLOW_EVERY == 0
+        step = Step(self.number, due, self.new_arena(), self._watch, slow)
+        if slow:
+            self._schedule.slow(self.number, SLOW_EVERY)
         step.notes, self._early_notes = self._early_notes, {}
         step.scale = self._scale()
         if self._mode == "unknown":
@@ -243,7 +264,7 @@ class Stepper:
 
     def note(self, facts: dict[str, Any]) -> None:
         """Facts of the step of the latest forward pass, or, where that is written already, of the next."""
-        step = self._open or (self._closed[-1] if self._closed else None)
+        step = self.latest
         (self._early_notes if step is None else step.notes).update(facts)
 
     # The hooks of the optimizers given
@@ -252,6 +273,7 @@ class Stepper:
         """Gradients and weights as the optimizer finds them."""
         self._inside_optimizer = not is_replaying()
         step = self._stepping()
+        self._tell_of(optimizer, step)
         if step is None or not step.observed:
             return
         self._parameters.read_weights(step)
@@ -290,6 +312,14 @@ class Stepper:
         self._parameters.read_gradients(step, None if all_of_them else parameters, sampled=parameters)
         step.new_gradients = False
 
+    def _tell_of(self, optimizer: torch.optim.Optimizer, step: Step | None) -> None:
+        """The facts of an optimizer that is about to step, and its learning rate."""
+        recorded = step is not None and step.due
+        self._facts.stepping(optimizer, recorded=recorded, within_backward=is_replaying())
+        found = learning_rate(optimizer) if recorded else None
+        if step is not None and found is not None and found[0] > step.lr_entries:
+            step.lr_entries, step.lr = found
+
     def _stepping(self) -> Step | None:
         """The step that an optimizer belongs to: of several optimizers the second finds it closed by the first."""
         if self._open is None and self._optimizers > 1 and self._closed:
@@ -301,7 +331,8 @@ class Stepper:
     def before_foreign(self, optimizer: torch.optim.Optimizer, parameters: set[int]) -> None:
         """An optimizer that was not given, but holds parameters of the model, is about to step."""
         self._inside_optimizer = not is_replaying()
-        step = self._open or (self._closed[-1] if self._closed else None)
+        step = self.latest
+        self._tell_of(optimizer, step)
         if step is None or not step.observed or is_replaying():
             return
         step.clip.after_scaled = unscales_itself(optimizer)
@@ -315,7 +346,7 @@ class Stepper:
         if is_replaying():
             return
         self._optimizer_seen = True
-        step = self._open or (self._closed[-1] if self._closed else None)
+        step = self.latest
         if self._mode != "scope.step()" and _has_no_part(step, optimizer) and self.missed_calls():
             step = self._count_missed()
         if step is not None:
@@ -345,7 +376,9 @@ class Stepper:
             self._closed.pop(0)
             self._number = step.number + 1
             step.due = self.due(step.number)
+            self._recorded += step.due
             step.skipped = step.skipped or (step.observed and not step.stepped and self._scale_fell(step))
+            self._facts.flush()
             if step.observed:
                 self._parameters.read_weights(step, keep=False)  # where no optimizer has come to it
                 self._parameters.read_updates(step)

@@ -19,6 +19,8 @@ from gradscope.recording._statistics import STATISTICS, Statistic
 from gradscope.recording._survival import LayersAlive
 from gradscope.recording._sweep_result import Expected, SweepCell, SweepResult
 from gradscope.recording._table import step_table
+from gradscope.recording._unit_moments import UnitMoments
+from gradscope.recording._unit_statistics import UNIT_STATISTICS, UnitStatistic
 from gradscope.recording._words import flow_sentence
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ROLES",
     "SIGNALS",
     "STATISTICS",
+    "UNIT_STATISTICS",
     "Expected",
     "GradScopeWarning",
     "LayersAlive",
@@ -42,6 +45,8 @@ __all__ = [
     "StepRecord",
     "SweepCell",
     "SweepResult",
+    "UnitMoments",
+    "UnitStatistic",
     "decades_per_layer",
     "export_csv",
     "export_npz",

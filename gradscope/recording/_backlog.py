@@ -27,6 +27,7 @@ class EncodedStep:
         notes: the value of its row of that table.
         moments: likewise.
         histograms: likewise; empty where it has no such row.
+        units: likewise.
     """
 
     at: int
@@ -36,11 +37,12 @@ class EncodedStep:
     notes: bytes
     moments: bytes
     histograms: bytes
+    units: bytes = b""
 
     @property
     def size(self) -> int:
         """Bytes in memory, about."""
-        return len(self.notes) + len(self.moments) + len(self.histograms) + _OVERHEAD
+        return len(self.notes) + len(self.moments) + len(self.histograms) + len(self.units) + _OVERHEAD
 
 
 class Backlog:
@@ -85,7 +87,7 @@ class Backlog:
         try:
             if self._spill is None:
                 self._spill = _temporary_table()
-            self._spill.execute("INSERT INTO waiting VALUES(?, ?, ?, ?, ?, ?, ?)", astuple(step))
+            self._spill.execute("INSERT INTO waiting VALUES(?, ?, ?, ?, ?, ?, ?, ?)", astuple(step))
         except sqlite3.Error:
             self.dropped += 1
             return False
@@ -136,6 +138,6 @@ def _temporary_table() -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute(
         "CREATE TABLE waiting(at INTEGER PRIMARY KEY, step INTEGER, flags INTEGER, frame INTEGER, "
-        "notes BLOB, moments BLOB, histograms BLOB)"
+        "notes BLOB, moments BLOB, histograms BLOB, units BLOB)"
     )
     return connection

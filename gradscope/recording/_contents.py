@@ -1,4 +1,4 @@
-"""What of a recording is kept in memory: everything but the notes, moments and histograms (12 bytes a step)."""
+"""What of a recording is kept in memory: all but the notes, moments, histograms and unit moments (12 bytes a step)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,39 @@ import numpy as np
 from gradscope.recording._frame import Frame, Frames
 from gradscope.recording._json import dumps, loads
 from gradscope.recording._moments import COLUMNS, HISTOGRAM_EDGES, Ints
-from gradscope.recording._schema import SCHEMA, Tally
+from gradscope.recording._schema import SCHEMA, TABLES, TABLES_OF, Tables, Tally
 from gradscope.recording._site import ROLES, SIGNALS, Site
+from gradscope.recording._unit_moments import UNIT_COLUMNS
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The header's first row: which columns the moments have, and the edges of the histograms."""
+    """The header's first row: which columns the moments have, the edges of the histograms, columns of unit moments."""
 
     run: str
     columns: tuple[str, ...] = tuple(COLUMNS)
     edges: tuple[float, ...] = tuple(HISTOGRAM_EDGES.tolist())
+    unit_columns: tuple[str, ...] = tuple(UNIT_COLUMNS)
+    schema: int = SCHEMA
 
     def dumps(self) -> bytes:
         """The row's value."""
-        return dumps({"format": "gradscope recording", "schema": SCHEMA, **dataclasses.asdict(self)})
+        row = {"format": "gradscope recording", "schema": self.schema} | dataclasses.asdict(self)
+        if self.schema == 2:  # which had none, and whose header is compared byte by byte
+            del row["unit_columns"]
+        return dumps(row)
 
     @staticmethod
     def loads(value: bytes, columns: Collection[str] = tuple(COLUMNS)) -> Layout:
         """The layout that was written; ValueError where it lacks one of these columns."""
         row = loads(value)
-        layout = Layout(row["run"], tuple(row["columns"]), tuple(float(e) for e in row["edges"]))
-        if missing := set(columns) - set(layout.columns):
+        schema = int(row["schema"])
+        units = tuple(row["unit_columns"]) if schema >= SCHEMA else ()
+        layout = Layout(row["run"], tuple(row["columns"]), tuple(float(e) for e in row["edges"]), units, schema)
+        missing = set(columns) - set(layout.columns)
+        if schema >= SCHEMA:
+            missing |= set(UNIT_COLUMNS) - set(units)
+        if missing:
             raise ValueError(f"the layout lacks {', '.join(sorted(missing))}")
         return layout
 
@@ -58,6 +69,11 @@ class Contents:
     def identity(self) -> int:
         """Where every checksum of this run begins, so that another run's rows do not pass for its own."""
         return zlib.crc32(self.layout.run.encode())
+
+    @property
+    def tables(self) -> Tables:
+        """Those of the version in which the recording lies; that of version 1 is written anew."""
+        return TABLES_OF.get(self.layout.schema, TABLES)
 
     @property
     def recorded(self) -> int:
@@ -88,7 +104,7 @@ class Contents:
     def forget_rows(self) -> None:
         """Let go of every step, as of a recording whose file has no row yet; sites, frames and facts stay."""
         del self.steps[:], self.flags[:]
-        self.tally = Tally()
+        self.tally = Tally(self.tables)
 
 
 def site_to_bytes(site: Site) -> bytes:

@@ -17,7 +17,7 @@ from gradscope.recording import _place
 from gradscope.recording._contents import Contents
 from gradscope.recording._ledger import Ledger
 from gradscope.recording._pages import bound_log
-from gradscope.recording._schema import TABLES, Tally
+from gradscope.recording._schema import Tally
 from gradscope.recording._trouble import is_of_the_locks, is_of_the_place
 
 FIRST_LOCK_S = 0.5
@@ -98,7 +98,7 @@ def _private(contents: Contents) -> Ledger:
 
 
 def _begun(connection: sqlite3.Connection, contents: Contents) -> Ledger:
-    contents.tally = Tally()  # an attempt elsewhere may have failed half way
+    contents.tally = Tally(contents.tables)  # an attempt elsewhere may have failed half way
     ledger = Ledger(connection, contents)
     ledger.begin()
     return ledger
@@ -120,7 +120,7 @@ def reconnect(ledger: Ledger, path: Path) -> bool:
         (seal,) = fresh.execute("SELECT value FROM seal").fetchone() or (None,)
         fresh.execute("PRAGMA synchronous=NORMAL")
         bound_log(fresh)
-        good = header == contents.layout.dumps() and seal == TABLES.seal(False, contents.tally)
+        good = header == contents.layout.dumps() and seal == contents.tables.seal(False, contents.tally)
     except sqlite3.Error:
         good = False
     dead, kept = (ledger.connection, fresh) if good else (fresh, ledger.connection)

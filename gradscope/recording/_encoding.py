@@ -28,18 +28,20 @@ from gradscope.recording._errors import unknown_name
 from gradscope.recording._moments import Ints, Moments, StepRecord
 from gradscope.recording._plan import FLOATS, INTS, Plan, Shape, plan_of
 from gradscope.recording._site import SIGNALS, Signal
+from gradscope.recording._unit_moments import UnitMoments
 
 CACHED = 100
 """How many shapes, and plans of each, are kept: more than a training has, but for one that is different each step."""
 
 
 class Encoded(NamedTuple):
-    """The flags of a step, and frame and values of its rows; `histograms` is empty where it has none."""
+    """The flags of a step, and frame and values of its rows; `histograms` and `units` are empty where it has none."""
 
     flags: int
     frame: int
     moments: bytes
     histograms: bytes
+    units: bytes
 
 
 class Encoder:
@@ -54,12 +56,15 @@ class Encoder:
     def __call__(self, record: StepRecord) -> Encoded:
         """The rows of a step."""
         flags = _flags.of_notes(record.skipped, record.notes)
-        histograms = b""
+        histograms = units = b""
         if record.histograms:
             histograms, more = self._histograms(record.histograms)
             flags |= more
+        if record.units is not None and len(record.units[1]):
+            units = self._units(*record.units)
+            flags |= _flags.bit("units", SIGNALS.index("activation"))
         plan, moments = self._moments(record.moments)
-        return Encoded(flags | plan.flags, plan.frame, moments, histograms)
+        return Encoded(flags | plan.flags, plan.frame, moments, histograms, units)
 
     def _moments(self, signals: Mapping[Signal, tuple[Ints, Moments]]) -> tuple[Plan, bytes]:
         keys: list[tuple[int, bytes]] = []
@@ -114,6 +119,11 @@ class Encoder:
                 columns += [np.frombuffer(key, np.int64), counts[:, low:high]]
                 flags |= _flags.bit("histograms", SIGNALS.index(signal))
         return (encode([np.array(heads, dtype=np.int64), *columns]) if heads else b""), flags
+
+    def _units(self, site_ids: Ints, moments: UnitMoments) -> bytes:
+        """The blob of site ids and columns."""
+        ids = np.frombuffer(self._check("activation", site_ids, len(moments)), np.int64)
+        return encode([ids, *(getattr(moments, name) for name in self._contents.layout.unit_columns)])
 
     def _check(self, signal: str, site_ids: ArrayLike, rows: int) -> bytes:
         """The ids' bytes, after they have been found to be those of so many sites of the signal."""

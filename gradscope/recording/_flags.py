@@ -1,7 +1,7 @@
 """What a step has, in one whole number: known of every step before any of its moments is read.
 
-bit 0: skipped; 1: the recorder noted something not finite; from 2, 7 and 12 on one bit for each signal: it has
-moments, it has histograms, some entry of it was NaN or infinite.
+bit 0: skipped; 1: the recorder noted something not finite; from 2, 7, 12 and 17 on one bit for each signal: it has
+moments, it has histograms, some entry of it was NaN or infinite, it has unit moments.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from gradscope.recording._site import SIGNALS
 
-Part = Literal["moments", "histograms", "nonfinite"]
+Part = Literal["moments", "histograms", "nonfinite", "units"]
 
 SKIPPED = 1
 NOTED = 2
-_FIRST: dict[Part, int] = {"moments": 2, "histograms": 2 + len(SIGNALS), "nonfinite": 2 + 2 * len(SIGNALS)}
+_PARTS: tuple[Part, ...] = ("moments", "histograms", "nonfinite", "units")
+_FIRST = {part: 2 + i * len(SIGNALS) for i, part in enumerate(_PARTS)}
 _TELLING = ("nonfinite", "overflow_site")  # notes of the recorder
 
 

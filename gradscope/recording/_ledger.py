@@ -9,7 +9,7 @@ from contextlib import suppress
 from gradscope.recording._backlog import EncodedStep
 from gradscope.recording._contents import Contents, site_to_bytes
 from gradscope.recording._json import dumps
-from gradscope.recording._schema import APPLICATION_ID, SCHEMA, TABLES, Tally
+from gradscope.recording._schema import APPLICATION_ID, SPARSE, Tally
 from gradscope.recording._site import Site
 
 _Row = tuple[str, int, tuple[int, ...], bytes]
@@ -32,8 +32,8 @@ class Ledger:
     def begin(self) -> None:
         """Make the tables of a new database."""
         self.connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        self.connection.execute(f"PRAGMA user_version={SCHEMA}")
-        self._commit([("header", 0, (), self.contents.layout.dumps())], first=tuple(TABLES.ddl.values()))
+        self.connection.execute(f"PRAGMA user_version={self.contents.layout.schema}")
+        self._commit([("header", 0, (), self.contents.layout.dumps())], first=tuple(self.contents.tables.ddl.values()))
 
     def write(self, step: EncodedStep) -> None:
         """One step after those that are there."""
@@ -45,8 +45,9 @@ class Ledger:
         rows: list[_Row] = [("frames", n, (), here.frames[n]) for n in range(here.tally.rows["frames"], step.frame + 1)]
         rows.append(("steps", at, (step.step, step.flags), step.notes))
         rows.append(("moments", at, (step.frame,), step.moments))
-        if step.histograms:
-            rows.append(("histograms", at, (), step.histograms))
+        for table, value in (("histograms", step.histograms), ("units", step.units)):
+            if value:
+                rows.append((table, at, (), value))
         self._commit(rows)
 
     def seal(self, complete: bool = False) -> None:
@@ -56,7 +57,7 @@ class Ledger:
 
     def _commit(self, rows: Sequence[_Row], complete: bool = False, first: Sequence[str] = ()) -> None:
         """The rows, with the sites and facts that changed and a new seal, or nothing."""
-        tally = self.contents.tally.copy()
+        tables, tally = self.contents.tables, self.contents.tally.copy()
         sites, facts = dict(self.changed_sites), self.changed_facts
         sealed = failed = False
         execute = self.connection.execute
@@ -70,8 +71,8 @@ class Ledger:
                 self._put(tally, "sites", i, (), site_to_bytes(site))
             if facts:
                 self._put(tally, "header", 1, (), dumps(self.contents.facts))
-            seal = TABLES.seal(complete, tally)
-            execute(TABLES.put["seal"], (0, seal, TABLES.checksum("seal", 0, (), seal, self.contents.identity)))
+            seal = tables.seal(complete, tally)
+            execute(tables.put["seal"], (0, seal, tables.checksum("seal", 0, (), seal, self.contents.identity)))
             sealed = True
             execute("COMMIT")
         except sqlite3.Error:
@@ -89,10 +90,11 @@ class Ledger:
 
     def _put(self, tally: Tally, table: str, n: int, keys: tuple[int, ...], value: bytes) -> None:
         identity = 0 if table == "header" else self.contents.identity
-        crc = TABLES.checksum(table, n, keys, value, identity)
-        if table != "histograms" and n < tally.rows[table]:  # of these there are fewer rows than steps
+        tables = self.contents.tables
+        crc = tables.checksum(table, n, keys, value, identity)
+        if table not in SPARSE and n < tally.rows[table]:  # of these there are fewer rows than steps
             (old,) = self.connection.execute(f"SELECT crc FROM {table} WHERE n = ?", (n,)).fetchone()
             tally.exchange(table, old, crc)
         else:
             tally.add(table, crc)
-        self.connection.execute(TABLES.put[table], (n, *keys, value, crc))
+        self.connection.execute(tables.put[table], (n, *keys, value, crc))

@@ -9,14 +9,14 @@ from gradscope.recording import _schema_1
 from gradscope.recording._contents import Contents
 from gradscope.recording._errors import RecordingError
 from gradscope.recording._opening import Damage, foreign
-from gradscope.recording._schema import APPLICATION_ID, SCHEMA, TABLES
+from gradscope.recording._schema import APPLICATION_ID, SCHEMA, TABLES_OF
 from gradscope.recording._verifying import contents_of
 from gradscope.recording._writing import Writer
 
 WHOLE_BYTES = 64 * 2**20
 """A file up to this size is verified whole when it is loaded: in half a second even from a slow disk (150 MB/s)."""
 
-_TABLES = {1: _schema_1.TABLES, 2: TABLES}
+_TABLES = {1: _schema_1.TABLES, **TABLES_OF}
 
 
 def load(connection: sqlite3.Connection, path: Path) -> Contents | Writer:

@@ -35,7 +35,8 @@ def merge_recordings(paths: Sequence[PathLike], out: PathLike, *, overwrite: boo
     A step that some file has merged over all ranks already is taken from there. Otherwise those that are a rank's
     own are merged: activations and their gradients by `Moments.merge`, as parts of one batch; weights, their
     gradients and updates too where they are sharded, else the lowest rank's are taken. (A step merged over some
-    ranks is taken whole, where fewer files than that have their own.) Histograms add. Sites are matched by signal
+    ranks is taken whole, where fewer files than that have their own.) Histograms add; unit moments, which do not,
+    are the lowest rank's. Sites are matched by signal
     and name. What is not a sum (facts, sites, notes) is the lowest rank's; `ranks_merged` says over how many ranks
     each step is merged, the fact `merged_from` from which files.
 
@@ -110,7 +111,8 @@ def _merged_step(step: int, files: list[RankFile]) -> StepRecord:
         if counts := [more for file in sources if (more := file.histograms(step, number)) is not None]:
             histograms[signal] = _merged_histograms(counts, adds)
     skipped = any(file.skipped(step) for file in sources)
-    return StepRecord(step, skipped, notes | {"ranks_merged": count}, moments, histograms)
+    units = next((found for file in sources if (found := file.units(step)) is not None), None)
+    return StepRecord(step, skipped, notes | {"ranks_merged": count}, moments, histograms, units)
 
 
 def _ranks_merged(notes: dict[str, Any]) -> int:

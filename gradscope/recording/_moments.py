@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradscope.recording._site import Signal
+
+if TYPE_CHECKING:
+    from gradscope.recording._unit_moments import UnitMoments
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -214,6 +217,7 @@ class StepRecord:
         notes: facts of the step: loss, learning rate, …
         moments: signal → (site ids `(sites,)` as `Recording.add_site` returned them, their moments).
         histograms: signal → (site ids `(sites,)`, counts `(sites, 64)` over `HISTOGRAM_EDGES`).
+        units: of some steps (activations' site ids `(sites,)`, their unit moments).
     """
 
     step: int
@@ -221,3 +225,4 @@ class StepRecord:
     notes: Mapping[str, float | int | str | bool | None] = field(default_factory=dict)
     moments: Mapping[Signal, tuple[Ints, Moments]] = field(default_factory=dict)
     histograms: Mapping[Signal, tuple[Ints, Ints]] = field(default_factory=dict)
+    units: tuple[Ints, UnitMoments] | None = None

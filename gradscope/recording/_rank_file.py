@@ -15,7 +15,9 @@ from gradscope.recording._errors import RecordingError
 from gradscope.recording._frame import Frame
 from gradscope.recording._moments import Ints, Moments
 from gradscope.recording._opening import explained
+from gradscope.recording._site import SIGNALS
 from gradscope.recording._source import Source
+from gradscope.recording._unit_moments import UnitMoments
 
 
 class RankFile:
@@ -92,6 +94,14 @@ class RankFile:
                 self._blob = at, _reading.histogram_blob(self._connection, self.contents, at)
             ids, counts = _reading.histograms(self.contents, self._blob[1], signal)
         return self.merged_ids[ids], counts
+
+    def units(self, step: int) -> tuple[Ints, UnitMoments] | None:
+        """Ids in the merged recording, and their unit moments; None where the step has none."""
+        if not self._flags(step) & _flags.bit("units", SIGNALS.index("activation")):
+            return None
+        with explained(self.path):
+            ((_, ids, moments),) = _reading.units(self._connection, self.contents, np.array([self._at[step]]))
+        return self.merged_ids[ids], moments
 
     def _flags(self, step: int) -> int:
         return self.contents.flags[self._at[step]]

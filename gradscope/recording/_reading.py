@@ -14,6 +14,7 @@ from gradscope.recording._frame import Frame, Part
 from gradscope.recording._json import loads
 from gradscope.recording._moments import COLUMNS, Ints, Moments
 from gradscope.recording._opening import Damage
+from gradscope.recording._unit_moments import UNIT_COLUMNS, UnitMoments
 from gradscope.recording._verifying import NONSENSE, Row, missing, verified
 
 MOST_ROWS, MOST_BYTES = 256, 2**23
@@ -140,14 +141,35 @@ def histograms(contents: Contents, blob: Blob, signal: int) -> tuple[Ints, Ints]
     return ids, counts
 
 
+def units(connection: sqlite3.Connection, contents: Contents, steps: Ints) -> Iterator[tuple[int, Ints, UnitMoments]]:
+    """Index, site ids and unit moments of each of these steps, which have some."""
+    for n, _, value in _rows(connection, contents, "units", steps):
+        try:
+            blob, names = Blob(value), contents.layout.unit_columns
+            ids, columns = blob.ints(0), dict[str, Any]()
+            if len(blob) != 1 + len(names):
+                raise ValueError(f"{len(blob)} columns where there are {1 + len(names)}")
+            for name, dtype in UNIT_COLUMNS.items():
+                place = 1 + names.index(name)
+                columns[name] = blob.ints(place) if dtype is np.int64 else blob.floats(place)
+            if ids.size and not 0 <= ids.min() <= ids.max() < len(contents.sites):
+                raise ValueError(f"site ids from {ids.min()} to {ids.max()}")
+            found = UnitMoments(**columns)
+            if len(ids) != len(found):
+                raise ValueError(f"{len(ids)} site ids and {len(found)} rows")
+        except NONSENSE as e:
+            raise Damage(f"row {n} of table units holds what no GradScope wrote ({e})") from e
+        yield n, ids, found
+
+
 def _rows(connection: sqlite3.Connection, contents: Contents, table: str, numbers: Ints) -> Iterator[Row]:
     """The rows of these numbers, which grow; Damage where one is not there."""
-    wanted, identity = numbers.tolist(), contents.identity
+    wanted, identity, tables = numbers.tolist(), contents.identity, contents.tables
     if wanted and wanted[-1] - wanted[0] == len(wanted) - 1:
         ends = (wanted[0], wanted[-1])
-        found = verified(connection, table, identity, "WHERE n >= ? AND n <= ?", ends)
+        found = verified(connection, table, identity, "WHERE n >= ? AND n <= ?", ends, tables)
     else:
-        found = (row for n in wanted for row in verified(connection, table, identity, "WHERE n = ?", (n,)))
+        found = (row for n in wanted for row in verified(connection, table, identity, "WHERE n = ?", (n,), tables))
     for n in wanted:
         row = next(found, None)
         if row is None or row[0][0] != n:

@@ -10,10 +10,13 @@ cut off, lost, doubled, or came back in an older state breaks it.
     steps       step's number, flags: what the step has (`_flags`); notes (JSON)
     moments     frame (−1: it begins the value); the body: every signal's columns. n is that of the step
     histograms  of a step that has some; a blob of heads, site ids and counts. n is that of the step
+    units       of a step that has some; a blob of site ids and the columns of its unit moments. n is that of the step
     seal        one row: complete, rows and sums of each table
 
-In all but `histograms` the numbers are consecutive from 0, and the flags say which numbers `histograms` has. So a
+In all but the `SPARSE` tables the numbers are consecutive from 0, and the flags say which numbers those have. So a
 reader knows which rows there must be before it reads any, and need not read those that it is not asked for.
+
+Files of schema version 2 have no `units`, and are else the same: they are read as they lie.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ import struct
 import zlib
 
 APPLICATION_ID = 0x47536370  # "GScp", in SQLite's own header
-SCHEMA = 2
+SCHEMA = 3
+
+SPARSE = ("histograms", "units")
+"""Tables with a row for some of the steps."""
 
 
 class Tables:
@@ -71,18 +77,20 @@ class Tables:
         return tally
 
 
-TABLES = Tables(
-    {
-        "header": (),
-        "sites": (),
-        "frames": (),
-        "steps": ("step", "flags"),
-        "moments": ("frame",),
-        "histograms": (),
-        "seal": (),
-    }
-)
+_COMMON: dict[str, tuple[str, ...]] = {
+    "header": (),
+    "sites": (),
+    "frames": (),
+    "steps": ("step", "flags"),
+    "moments": ("frame",),
+    "histograms": (),
+}
+
+TABLES = Tables(_COMMON | {"units": (), "seal": ()})
 """Those of the present version."""
+
+TABLES_OF = {2: Tables(_COMMON | {"seal": ()}), SCHEMA: TABLES}
+"""Those of each version whose files are read as they lie."""
 
 
 class Tally:

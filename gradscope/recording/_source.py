@@ -18,6 +18,7 @@ from gradscope.recording._loading import load
 from gradscope.recording._moments import Ints
 from gradscope.recording._opening import explained, opened
 from gradscope.recording._site import SIGNALS
+from gradscope.recording._unit_moments import UnitMoments
 from gradscope.recording._verifying import contents_of
 from gradscope.recording._writing import Writer
 
@@ -130,6 +131,13 @@ class Source:
         with self.connection() as connection:
             blob = _reading.histogram_blob(connection, self.contents, at)
             return _reading.histograms(self.contents, blob, SIGNALS.index(signal))
+
+    def units(self, steps: Ints) -> Iterator[tuple[int, Ints, UnitMoments]]:
+        """Index, site ids and unit moments of those of some steps that have some; their indices grow."""
+        having = steps[self.have("units")[steps]]
+        if having.size:
+            with self.connection() as connection:
+                yield from _reading.units(connection, self.contents, having)
 
 
 def _index_of(signal: str) -> int:

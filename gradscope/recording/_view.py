@@ -20,6 +20,9 @@ from gradscope.recording._sampling import Sampling, columns_of, sampling_of
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._source import Source, indices
 from gradscope.recording._statistics import get_statistic
+from gradscope.recording._unit_moments import UnitMoments
+from gradscope.recording._unit_statistics import UNIT_STATISTICS
+from gradscope.recording._unit_view import unit_function, unit_moments, unit_values
 
 
 class View:
@@ -54,6 +57,8 @@ class View:
         Raises:
             ValueError: the statistic is unknown.
         """
+        if stat in UNIT_STATISTICS:
+            return False  # of these every entry is read
         columns = {stat} if stat == "histogram" else columns_of(stat)
         return self.sampling is not None and not columns.isdisjoint(self.sampling.of)
 
@@ -93,6 +98,11 @@ class View:
         return self._source.have("nonfinite", signal)
 
     @property
+    def has_unit_moments(self) -> NDArray[np.bool_]:
+        """Which steps have unit moments of activations, `(steps,)`; nothing is read."""
+        return self._source.have("units")
+
+    @property
     def note_names(self) -> tuple[str, ...]:
         """Names of the notes that any step has, in the order in which they first appear."""
         return tuple(dict.fromkeys(name for notes in self._source.notes() for name in notes))
@@ -111,7 +121,7 @@ class View:
 
         Args:
             signal: what was observed.
-            stat: name of the statistic.
+            stat: name of the statistic; of activations also one of `UNIT_STATISTICS`, which some steps have.
             steps: indices into `steps`, in any order, negative ones from the end; None is every step. No others
                 are read.
 
@@ -120,11 +130,15 @@ class View:
             IndexError: there is no such step.
             RecordingError: the file is damaged, or has been since it was loaded.
         """
-        function = get_statistic(stat).function
+        of_units = unit_function(signal, stat)
         recorded = self._source.contents.recorded  # what a thread appends from here on is left out
         column = self._source.columns(signal)
         every = np.arange(recorded)
         chosen, places = (every, every) if steps is None else np.unique(indices(steps, recorded), return_inverse=True)
+        if of_units is not None:
+            out = unit_values(self._source, of_units, chosen)
+            return out if steps is None else out[places]
+        function = get_statistic(stat).function
         out = np.full((len(chosen), column.max(initial=-1) + 1), np.nan)
         for at, ids, moments in self._source.moments(signal, chosen):
             rows = np.searchsorted(chosen, at)
@@ -140,6 +154,16 @@ class View:
             return tuple(sites[i] for i in column[ids][order]), moments.decoded().take(order)
         return (), Moments.empty(0)
 
+    def unit_moments(self, step: int = -1) -> tuple[tuple[Site, ...], UnitMoments]:
+        """The unit moments of one step (an index into `steps`; −1 the last that has some): sites, a row for each.
+
+        Nothing where the step has none. `has_unit_moments` tells which have.
+
+        Raises:
+            IndexError: there is no such step.
+        """
+        return unit_moments(self._source, self._source.index(step, "activation", "units"))
+
     def rows(self) -> Iterator[tuple[int, Signal, tuple[Site, ...], Moments]]:
         """All moments in the order of signals and steps, read as they are asked for: step, signal, sites, moments."""
         steps, sites = self.steps, list(self._source.contents.sites)
@@ -153,7 +177,8 @@ class View:
         Args:
             signal: what was observed.
             stat: name of the statistic.
-            step: index into `steps`, as into a list; −1 is the last step with data of that signal.
+            step: index into `steps`, as into a list; −1 is the last step with data of that signal (with unit moments,
+                where the statistic is one of `UNIT_STATISTICS`).
             role: keep the sites of one role only.
 
         Returns:
@@ -163,15 +188,20 @@ class View:
             ValueError: a name is unknown.
             IndexError: there is no such step.
         """
-        function = get_statistic(stat).function
+        of_units = unit_function(signal, stat)
         if role is not None and role not in ROLES:
             raise unknown_name("role", role, ROLES)
-        at = self._source.index(step, signal)
-        sites, moments = self.moments(signal, at)
+        at = self._source.index(step, signal, "moments" if of_units is None else "units")
+        if of_units is None:
+            sites, moments = self.moments(signal, at)
+            values = get_statistic(stat).function(moments)
+        else:
+            sites, units = self.unit_moments(at)
+            values = of_units(units)
         keep = np.array([i for i, s in enumerate(sites) if role in (None, s.role)], dtype=np.int64)
         sites = tuple(sites[i] for i in keep)
         depth = np.array([s.depth for s in sites], dtype=np.int64)
-        return Profile(signal, stat, int(self.steps[at]), sites, depth, function(moments.take(keep)))
+        return Profile(signal, stat, int(self.steps[at]), sites, depth, values[keep])
 
     def histogram(self, signal: Signal, site_name: str, step: int = -1) -> tuple[Floats, Ints]:
         """log2 of the bins' edges `(65,)` and the counts of |x| `(64,)` of one site at one step (an index).

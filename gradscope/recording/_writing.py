@@ -118,8 +118,8 @@ class Writer:
                 raise ValueError(f"step={record.step} comes after step {last}; steps only grow")
             keeper = self._keeper
             at = keeper.backlog.next_at(self.contents.recorded)
-            flags, frame, moments, histograms = encoded
-            step = EncodedStep(at, int(record.step), flags, frame, dumps(record.notes), moments, histograms)
+            flags, frame, *values = encoded
+            step = EncodedStep(at, int(record.step), flags, frame, dumps(record.notes), *values)
             self._last_step, dropped = step.step, keeper.backlog.dropped
             with self._explained():
                 try:

@@ -1,0 +1,112 @@
+"""How the loss was made of the model's output: the names of the autograd nodes under it, which stay after a backward.
+
+The forward hooks write on the node of each output, in its `metadata`, whose output it is. That keeps nothing alive,
+and tells here where the model begins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+MOST_NODES, MOST_INSIDE = 24, 8
+"""Nodes that are named, and those of them within the model."""
+
+_SITE, _ROOT = "gradscope_site", "gradscope_root"
+_LEAF = "torch::autograd::AccumulateGrad"
+_WITH_TARGET = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy")
+_WEIGHT_AS = ("TBackward", "TransposeBackward", "ToCopyBackward")
+_CLASSES = ("NllLoss", "LogSoftmax", "Softmax")
+
+Node = Any
+
+
+class LossGraph:
+    """What is under the first loss that was told of.
+
+    Attributes:
+        wanted: none has been told of yet.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = True
+
+    def mark(self, tensor: Tensor, site: str) -> None:
+        """A module has returned this tensor; of several that return it the innermost comes first."""
+        if self.wanted and tensor.grad_fn is not None:
+            tensor.grad_fn.metadata.setdefault(_SITE, site)
+
+    def mark_outputs(self, outputs: Iterable[Tensor]) -> None:
+        """The model has returned these."""
+        for tensor in outputs if self.wanted else ():
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.metadata[_ROOT] = True
+
+    def of(self, loss: Tensor) -> list[dict[str, Any]] | None:
+        """The nodes under a loss, breadth first; None where it has none, or an earlier one was told of."""
+        if not self.wanted or loss.grad_fn is None:
+            return None
+        self.wanted = False
+        return _nodes(loss.grad_fn)
+
+
+def _nodes(first: Node) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    inside_so_far = 0
+    todo, seen = deque([(first, False)]), {first}
+    while todo and len(found) < MOST_NODES:
+        node, inside = todo.popleft()
+        site = node.metadata.get(_SITE)
+        inside = inside or site is not None or _ROOT in node.metadata
+        inside_so_far += inside
+        if inside and inside_so_far > MOST_INSIDE:
+            continue
+        row: dict[str, Any] = {"node": node.name()}
+        if site is not None:
+            row["site"] = site
+        found.append(row | ({"inside": True} if inside else _told_by(node)))
+        for source, _ in node.next_functions:
+            if source is not None and source not in seen and not _is_parameter(source):
+                seen.add(source)
+                todo.append((source, inside))
+    return found
+
+
+def _is_parameter(node: Node) -> bool:
+    """Whether it is a leaf of the graph, or that leaf transposed or cast for its layer."""
+    if node.name() == _LEAF:
+        return True
+    sources = [source for source, _ in node.next_functions if source is not None]
+    return node.name().startswith(_WEIGHT_AS) and bool(sources) and all(s.name() == _LEAF for s in sources)
+
+
+def _told_by(node: Node) -> dict[str, Any]:
+    """What a loss's node tells of its target, and of the number of classes.
+
+    Within the model nothing is asked: to unpack what was saved may run a checkpointed segment again.
+    """
+    name = node.name()
+    try:
+        if name.startswith(_WITH_TARGET):
+            target = node._saved_target  # gone once the backward has run
+            low, high = target.detach().aminmax()
+            return {"target_min": float(low), "target_max": float(high)}
+        if name.startswith(_CLASSES):
+            return {"classes": _classes(node)}
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        pass
+    return {}
+
+
+def _classes(node: Node) -> int:
+    """The size of the axis over which a node compares classes: shapes are known also after the backward."""
+    if node.name().startswith("NllLoss"):
+        source, index = node.next_functions[0]
+        shape = source._input_metadata[index].shape
+        return int(shape[0] if len(shape) == 1 else shape[1])
+    shape = node._input_metadata[0].shape
+    dim = node._saved_dim
+    return int(shape[dim if dim < len(shape) else dim - 2**64])

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from tests.faults import (  # noqa: F401  (each registers its programs)
     _cnn,
+    _generative,
     _late,
     _mlp,
+    _modern,
     _outputs,
+    _precision,
     _rnn,
+    _sets,
+    _transformer,
 )
 from tests.faults._program import FAMILIES, Half, Program, Run, has_learned, is_worse, order, train
 from tests.faults._registry import PROGRAMS

@@ -114,10 +114,11 @@ def stack(depth: int, width: int, act: str, norm: str | None = None, dim: int = 
     "MLP",
     "mlp-relu-30-glorot",
     "init-mismatch",
-    {"depth": 30, "init": "glorot", "kind": "SGD", "lr": 2e-2, "width": 96},
+    {"depth": 30, "init": "glorot", "kind": "SGD", "lr": 1e-2, "width": 96},
     cure="init",
     also=("vanishing-activation", "vanishing-gradient"),
-    twin={"depth": 30, "init": "he", "kind": "SGD", "lr": 2e-2, "width": 96},
+    twin={"depth": 30, "init": "he", "kind": "SGD", "lr": 1e-2, "width": 96},
+    steps=150,
 )
 @faulty(
     "MLP",

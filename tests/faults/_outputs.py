@@ -72,10 +72,11 @@ def net(
     "MLP",
     "out-relu-logits",
     "output-pairing",
-    {"end": "relu"},
+    {"end": "relu", "lr": 0.01},
     cure="structural",
     also=("dead-units",),
     where="5|4",
+    twin={"lr": 0.01},
 )
 @faulty("MLP", "out-sigmoid-logits", "output-pairing", {"end": "sigmoid"}, cure="structural", where="5")
 def classes(

@@ -245,19 +245,20 @@ class Sine(nn.Module):
 @healthy("SIREN", "fourier-features", {"omega": None}, steps=150, goal=0.1)
 @faulty(
     "SIREN",
-    "siren-default-init-x-6",
+    "siren-40-default-init",
     "init-mismatch",
-    {"scale": 6.0},
+    {"scale": 16.0, "omega": 40.0},
     cure="init",
     where="2|4|0",
     also=("exploding-gradient",),
+    twin={"omega": 40.0},
     steps=150,
 )
 @faulty(
     "SIREN",
     "siren-tiny-init",
     "vanishing-activation",
-    {"scale": 0.02},
+    {"scale": 3e-4},
     cure="init",
     also=("init-mismatch", "vanishing-gradient"),
     steps=100,

@@ -1,0 +1,332 @@
+"""Convolutional networks and residual networks on the handwritten digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.faults._data import digits, from_step
+from tests.faults._parts import ACTIVATIONS, Detach, error_rate, initialize, optimizer_of
+from tests.faults._program import Run
+from tests.faults._registry import faulty, healthy
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda n: nn.Identity(),
+    "batch": nn.BatchNorm2d,
+    "group": lambda n: nn.GroupNorm(4, n),
+}
+
+
+class Standardize(nn.Module):
+    """Each image by its own mean and standard deviation, as many write it."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + self.epsilon)
+
+
+class Plain(nn.Module):
+    """Convolutions, one pooling, global average pooling, a linear head."""
+
+    def __init__(self, depth: int, width: int, act: str, norm: str, pool: str = "avg") -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [nn.Conv2d(1 if i == 0 else width, width, 3, padding=1)]
+            layers += [] if norm == "none" else [NORMS[norm](width)]
+            layers += [ACTIVATIONS[act]()]
+            if i == 0:
+                layers += [nn.AvgPool2d(2) if pool == "avg" else nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+MEAN, STD = 0.305, 0.376
+
+
+@healthy("CNN", "cnn-2-max-pool")
+@healthy("CNN", "cnn-3-batchnorm", {"depth": 3, "norm": "batch"})
+@healthy("CNN", "cnn-6-batchnorm-sgd", {"depth": 6, "norm": "batch", "kind": "SGD", "lr": 0.02})
+@healthy("CNN", "cnn-4-average-pool", {"depth": 4, "pool": "avg"})
+@healthy("CNN", "cnn-4-groupnorm-gelu", {"depth": 4, "norm": "group", "act": "gelu"})
+@healthy("CNN", "cnn-8-he", {"depth": 8, "init": "he", "lr": 1e-3})
+@healthy("CNN", "cnn-4-elu-raw-0-to-1", {"depth": 4, "act": "elu", "mean": 0.0, "std": 1.0})
+@healthy("CNN", "cnn-batchnorm-batch-of-4", {"depth": 3, "norm": "batch", "size": 4, "lr": 2e-3}, steps=150)
+@healthy("CNN", "cnn-2-orthogonal-silu", {"depth": 2, "act": "silu", "init": "orthogonal"})
+@faulty(
+    "CNN",
+    "cnn-14-default",
+    "default-init",
+    {"depth": 14, "lr": 1e-3},
+    cure="init",
+    also=("vanishing-gradient", "init-mismatch"),
+    twin={"depth": 14, "lr": 1e-3, "init": "he"},
+)
+@faulty(
+    "CNN",
+    "cnn-6-sigmoid",
+    "vanishing-gradient",
+    {"depth": 6, "act": "sigmoid"},
+    cure="activation or norm",
+    also=("init-mismatch", "default-init", "collapsed-batch"),
+    twin={"depth": 6, "act": "tanh", "init": "glorot"},
+)
+@faulty(
+    "CNN",
+    "cnn-8-std-1",
+    "exploding-activation",
+    {"depth": 8, "init": 1.0, "lr": 1e-3},
+    cure="init",
+    also=("exploding-gradient", "init-mismatch"),
+    where="features.[0-6]",
+    twin={"depth": 8, "init": "he", "lr": 1e-3},
+)
+@faulty(
+    "CNN",
+    "cnn-10-std-tiny",
+    "vanishing-activation",
+    {"depth": 10, "init": 0.02, "lr": 1e-3},
+    cure="init",
+    also=("vanishing-gradient", "init-mismatch"),
+    twin={"depth": 10, "init": "he", "lr": 1e-3},
+)
+@faulty(
+    "CNN",
+    "cnn-pixels-0-to-255",
+    "input-scale",
+    {"mean": 0.0, "std": 1 / 255, "kind": "SGD", "lr": 0.02},
+    cure="normalisation",
+    where="<input>|features.0",
+    also=("exploding-activation", "dead-units"),
+    twin={"kind": "SGD", "lr": 0.02},
+)
+@faulty(
+    "CNN",
+    "cnn-bias-minus-4",
+    "dead-units",
+    {"bias": -4.0, "init": "he"},
+    cure="init",
+    where="features.1|features.2|features.0",
+)
+@faulty(
+    "CNN",
+    "cnn-lr-half",
+    "update-too-large",
+    {"lr": 0.5},
+    cure="learning rate",
+    also=("dead-units", "exploding-activation"),
+)
+@faulty(
+    "CNN",
+    "cnn-detached-features",
+    "no-gradient",
+    {"cut": 6, "depth": 3, "lr": 1e-3},
+    cure="structural",
+    where="features.*",
+    twin={"depth": 3, "lr": 1e-3},
+)
+@faulty(
+    "CNN",
+    "cnn-constant-image",
+    "non-finite",
+    {"epsilon": 0.0, "constant_at": 20},
+    start=20,
+    cure="structural",
+    where="0",
+    twin={"epsilon": 1e-5, "constant_at": 20},
+    steps=50,
+)
+@faulty(
+    "CNN",
+    "cnn-late-not-normalized",
+    "input-scale",
+    {"raw_at": 25},
+    start=25,
+    cure="normalisation",
+    where="<input>|features.0",
+    also=("gradient-spike", "exploding-activation"),
+)
+@faulty(
+    "CNN", "cnn-filters-alike", "symmetric-units", {"alike": True}, cure="init", where="features.0|features.0.weight"
+)
+def convolutional(
+    seed: int,
+    depth: int = 2,
+    width: int = 16,
+    act: str = "relu",
+    norm: str = "none",
+    pool: str = "max",
+    init: Any = "default",
+    bias: float = 0.0,
+    kind: str = "Adam",
+    lr: float = 4e-3,
+    size: int = 32,
+    mean: float = MEAN,
+    std: float = STD,
+    cut: int | None = None,
+    epsilon: float | None = None,
+    constant_at: int | None = None,
+    raw_at: int | None = None,
+    alike: bool = False,
+) -> Run:
+    """Ten digits."""
+    model: nn.Module = initialize(Plain(depth, width, act, norm, pool), init, bias)
+    assert isinstance(model, Plain)
+    if alike:
+        for p in model.features.parameters():
+            nn.init.constant_(p, 0.05)
+    if cut is not None:
+        model.features.insert(cut, Detach())
+    if epsilon is not None:
+        model = nn.Sequential(Standardize(epsilon), model)
+    batch = digits(seed, size, mean, std)
+    if constant_at is not None:  # one image of the batch is blank
+
+        def blank(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.cat([torch.zeros_like(x[:1]), x[1:]]), y
+
+        batch = from_step(batch, constant_at, blank, constant_at + 1)
+    if raw_at is not None:
+        batch = from_step(batch, raw_at, lambda x, y: ((x * std + mean) * 255, y))
+    return Run(model, optimizer_of(model, kind, lr), batch, F.cross_entropy)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, norm: str, pre: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")
+        self.norm1 = NORMS[norm](width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")
+        self.norm2 = NORMS[norm](width)
+        self.pre = pre
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre:
+            return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class ResNet(nn.Module):
+    def __init__(self, blocks: int, width: int, norm: str, pre: bool, residual_scale: float = 1.0) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*(Block(width, norm, pre) for _ in range(blocks)))
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+@healthy("ResNet", "resnet-3-batchnorm")
+@healthy("ResNet", "resnet-8-preactivation", {"blocks": 8, "pre": True}, steps=40)
+@healthy("ResNet", "resnet-8-zero-gamma", {"blocks": 8, "zero": "gamma"}, steps=40)
+@healthy(
+    "ResNet", "resnet-16-fixup-like", {"blocks": 16, "norm": "none", "zero": "conv", "pre": True, "lr": 1e-3}, steps=30
+)
+@healthy("ResNet", "resnet-3-groupnorm-sgd", {"norm": "group", "kind": "SGD", "lr": 0.03})
+@faulty(
+    "ResNet",
+    "resnet-24-without-norm",
+    "exploding-activation",
+    {"blocks": 24, "norm": "none", "init": "he", "pre": True},
+    cure="norm",
+    also=("exploding-gradient", "init-mismatch"),
+    where="blocks.*",
+    steps=20,
+    twin={"blocks": 24, "pre": True},
+)
+@faulty(
+    "ResNet",
+    "resnet-lr-huge",
+    "update-too-large",
+    {"kind": "SGD", "lr": 20.0},
+    cure="learning rate",
+    also=("exploding-activation",),
+    twin={"kind": "SGD", "lr": 0.05},
+)
+@faulty(
+    "ResNet",
+    "resnet-head-not-in-optimizer",
+    "no-gradient",
+    {"forget": True, "lr": 1e-3, "constant_head": True},
+    cure="structural",
+    where="head|head.*",
+    twin={"lr": 1e-3, "constant_head": True},
+    also=("symmetric-units",),
+)
+@faulty(
+    "ResNet",
+    "resnet-clip-tiny",
+    "clipping-always",
+    {"clip": 1e-3, "kind": "SGD", "lr": 0.03},
+    cure="clipping",
+    also=("update-too-small",),
+    twin={"kind": "SGD", "lr": 0.03},
+)
+def residual(
+    seed: int,
+    blocks: int = 3,
+    norm: str = "batch",
+    pre: bool = False,
+    init: Any = "he",
+    zero: str = "",
+    kind: str = "Adam",
+    lr: float = 3e-3,
+    forget: bool = False,
+    constant_head: bool = False,
+    clip: float | None = None,
+) -> Run:
+    """A residual network on the digits."""
+    model = ResNet(blocks, 12, norm, pre)
+    initialize(model, init)
+    for block in model.blocks:
+        if zero == "gamma":
+            nn.init.zeros_(block.norm2.weight)  # type: ignore[union-attr, arg-type]
+        elif zero == "conv":
+            nn.init.zeros_(block.conv2.weight)  # type: ignore[union-attr, arg-type]
+    chosen = [p for name, p in model.named_parameters() if not (forget and name.startswith("head"))]
+    if constant_head:
+        nn.init.zeros_(model.head.weight)
+    optimizer = optimizer_of(chosen, kind, lr)
+    return Run(model, optimizer, digits(seed, 32, MEAN, STD), F.cross_entropy, clip=clip)
+
+
+@healthy("CNN", "depthwise-separable")
+@faulty(
+    "CNN",
+    "cnn-logits-relu",
+    "output-pairing",
+    {"relu": True},
+    cure="structural",
+    also=("dead-units",),
+    where="*|<root>",
+)
+@faulty("CNN", "cnn-softmax-cross-entropy", "output-pairing", {"softmax": True}, cure="structural", where="end|<root>")
+def separable(seed: int, relu: bool = False, softmax: bool = False) -> Run:
+    """Depthwise and pointwise convolutions."""
+    end: nn.Module = nn.ReLU() if relu else nn.Softmax(1) if softmax else nn.Identity()
+    from collections import OrderedDict
+
+    layers: list[tuple[str, nn.Module]] = [("stem", nn.Conv2d(1, 16, 3, padding=1)), ("act", nn.ReLU())]
+    for i in range(3):
+        layers += [
+            (f"depth{i}", nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)),
+            (f"point{i}", nn.Conv2d(16, 16, 1, bias=False)),
+        ]
+        layers += [(f"norm{i}", nn.BatchNorm2d(16)), (f"act{i}", nn.ReLU())]
+    layers += [("pool", nn.AdaptiveAvgPool2d(2)), ("flat", nn.Flatten()), ("head", nn.Linear(64, 10)), ("end", end)]
+    model = nn.Sequential(OrderedDict(layers))
+    return Run(
+        model, optimizer_of(model, "Adam", 5e-3), digits(seed, 32, MEAN, STD), F.cross_entropy, metric=error_rate
+    )

@@ -115,6 +115,12 @@ class Evidence:
         """In order of execution."""
         return self.recording.sites_of(signal)
 
+    @cached_property
+    def reached(self) -> frozenset[str]:
+        """Names of the activation sites that a gradient has reached at some step."""
+        there = np.isfinite(self.values("activation_grad")).any(axis=0)
+        return frozenset(s.name for s, one in zip(self.sites("activation_grad"), there.tolist(), strict=True) if one)
+
     def values(self, signal: Signal, stat: str = "rms") -> Floats:
         """A statistic, `(steps that count, sites)`; NaN where nothing was recorded."""
         return self._values(signal, stat)

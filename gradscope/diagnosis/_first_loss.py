@@ -61,7 +61,7 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     if classes is not None and classes > 1:
         expected = math.log(classes)
         return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
-    if kinds[:1] == ["MseLoss"] and size > 0 and first > 0:
+    if "MseLoss" in kinds[:3] and size > 0 and first > 0:
         target = math.sqrt(first)
         return FirstLoss(last, target, size, None, size) if target > TARGETS * max(size, 0.1) else None
     return None

@@ -18,14 +18,14 @@ _BREAKS = ("non-finite", "dtype-overflow", "loss-scale")
 
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "symmetric-units": (*_DEPTH, "no-gradient", "collapsed-batch", "init-mismatch", "uneven-learning",
-                        "saturated-units", "update-too-small", "update-too-large"),
+                        "saturated-units", "dead-units", "update-too-small", "update-too-large"),
     "input-scale": ("saturated-units", "dead-units", "exploding-activation", "exploding-gradient", "vanishing-gradient",
                     "update-too-large", "uneven-learning", "output-pairing", "gradient-spike", "init-mismatch",
                     "clipping-always", "collapsed-batch", "vanishing-activation", "no-gradient", *_BREAKS),
     "dead-units": ("collapsed-batch", "vanishing-gradient", "vanishing-activation", "no-gradient", "uneven-learning",
                    "update-too-small", "init-mismatch"),
-    "saturated-units": ("vanishing-gradient", "exploding-gradient", "collapsed-batch", "uneven-learning",
-                        "init-mismatch", "exploding-activation", "update-too-small"),
+    "saturated-units": ("output-pairing", "vanishing-gradient", "exploding-gradient", "collapsed-batch",
+                        "uneven-learning", "init-mismatch", "exploding-activation", "update-too-small"),
     "exploding-activation": ("exploding-gradient", "init-mismatch", "output-pairing", "update-too-large",
                              "uneven-learning", "clipping-always", "collapsed-batch", "gradient-spike", *_BREAKS),
     "exploding-gradient": ("init-mismatch", "uneven-learning", "update-too-large", "clipping-always", "gradient-spike",

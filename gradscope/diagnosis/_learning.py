@@ -21,18 +21,26 @@ def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
     return kept, ratio[:, kept]
 
 
-def diverging(evidence: Evidence) -> str | None:
-    """A sentence where the loss has grown far beyond where it began, or the run ended in NaN."""
+def diverging(evidence: Evidence) -> tuple[int, str] | None:
+    """The place from which the loss grows far beyond where it began, or the run is not finite, and a sentence."""
     loss = evidence.loss
-    known = loss[np.isfinite(loss)]
     if evidence.broken_at is not None:
-        return f"The run is not finite any more at step {int(evidence.recording.steps[evidence.broken_at])}."
+        step = int(evidence.recording.steps[evidence.broken_at])
+        return len(evidence.at), f"The run is not finite any more at step {step}."
+    known = np.flatnonzero(np.isfinite(loss))
     if len(known) < 4:
         return None
-    first, last = float(np.median(known[:3])), float(np.median(known[-3:]))
-    spread = float(np.ptp(known[: max(3, len(known) // 2)]))
-    if last > first + 3 * abs(first) and last - first > spread / 2:
-        return f"The loss has grown from {first:.3g} to {last:.3g}."
+    first, last = float(loss[known[0]]), float(np.median(loss[known[-3:]]))
+    beyond = known[loss[known] > first + 3 * abs(first)]
+    if not beyond.size:
+        return None
+    if last > first + 3 * abs(first):
+        return int(beyond[0]), f"The loss has grown from {first:.3g} to {last:.3g}."
+    highest = float(loss[known].max())
+    if highest > first + 9 * abs(first) and last > first - 0.7 * abs(first):
+        return int(
+            beyond[0]
+        ), f"The loss went from {first:.3g} up to {highest:.3g}, and has come back to {last:.3g} since."
     return None
 
 

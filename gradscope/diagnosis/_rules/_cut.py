@@ -36,7 +36,7 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
     zero = [s for s in evidence.parameters if state[s.name] == "zero"]
     detached, never_called, elsewhere = [], [], []
     ran = {s.module for s in evidence.sites("activation")}
-    observed = {s.module: s.depth for s in evidence.sites("activation_grad")}
+    observed = {s.module: s.depth for s in evidence.sites("activation_grad") if s.name in evidence.reached}
     deepest = max(observed.values(), default=0)
     for site in unused:
         if site.module not in ran:
@@ -94,6 +94,37 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
         )
     if zero:
         yield from _zero(evidence, zero)
+    if not detached:
+        yield from _between_calls(evidence)
+
+
+def _between_calls(evidence: Evidence) -> Iterator[Finding]:
+    """A module called several times whose later calls have a gradient, and its earlier ones none."""
+    reached = evidence.reached
+    calls: dict[str, list[Site]] = defaultdict(list)
+    for site in evidence.sites("activation"):
+        if site.output == 0 and site.trainable:
+            calls[site.module].append(site)
+    for module, sites in calls.items():
+        without = [s for s in sites if s.name not in reached]
+        if len(sites) < 3 or not without or len(without) == len(sites):
+            continue
+        last = without[-1]
+        behind = [s for s in sites if s.depth > last.depth]
+        if not behind or len(without) < 2:
+            continue
+        yield _found(
+            evidence,
+            without,
+            "error",
+            f"{module!r} is called {len(sites)} times in a forward pass, and no gradient reaches its first "
+            f"{len(without)} calls: what call {last.call} returns is detached before call {behind[0].call} uses it.",
+            f"remove the detach between the calls of {module!r}; truncated backpropagation through time cuts each few "
+            "dozen calls, not each one",
+            "detached between calls",
+            frontier=last,
+        )
+        return
 
 
 def _zero(evidence: Evidence, zero: list[Site]) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from gradscope.recording import Site
 
 @rule(
     "input-scale",
-    limit="an input's rms, or its mean over its standard deviation, beyond 10 or (the rms) below a tenth, with no norm "
-    "layer before the first weights; the largest curvature of the loss goes with the square of it",
+    limit="an input's rms, or its mean over its standard deviation, beyond 10, or the rms below a hundredth, with no "
+    "norm layer before the first weights; the largest curvature of the loss goes with the square of it",
     reference="LeCun et al. (1998), section 4.3",
     needs=("activation",),
 )
@@ -38,7 +38,7 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             continue
         if embedding and (not _is_first(sites, site) or any(d == site.depth + 1 for d in norms)):
             continue
-        size, since = _size(rms[:, i], limit)
+        size, since = _size(rms[:1, i] if embedding else rms[:, i], limit)  # a table is trained: that is another matter
         with np.errstate(divide="ignore", invalid="ignore"):
             offset = float(np.abs(median(mean[:START, i])) / median(std[:START, i]))
         if embedding and (size is None or size < 1):  # tables begin small by custom
@@ -66,7 +66,7 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             frontier=site,
             value=size,
             unit="rms of the input",
-            limit=limit if size > 1 else 1 / limit,
+            limit=limit if size > 1 else 1 / limit**2,
             limit_from="the scale for which the first weights are made is 1",
             expected=1.0,
         )
@@ -80,7 +80,7 @@ def _is_first(sites: tuple[Site, ...], site: Site) -> bool:
 def _size(rms: np.ndarray, limit: float) -> tuple[float | None, int]:
     """The rms where it is beyond the limit, at the start or from a step on to the end."""
     start = float(median(rms[:START]))
-    if start > limit or 0 < start < 1 / limit:
+    if start > limit or 0 < start < 1 / limit**2:
         return start, 0
     known = np.isfinite(rms)
     beyond = np.zeros(len(rms), dtype=bool)

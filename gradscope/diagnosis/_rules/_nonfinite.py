@@ -12,7 +12,7 @@ from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._registry import rule
 from gradscope.recording import Signal, Site
 
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.40e38, "float64": 1.8e308}
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 _ORDER: tuple[Signal, ...] = ("weight", "activation", "activation_grad", "weight_grad", "update")
 
 
@@ -49,8 +49,8 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(
     "dtype-overflow",
-    limit="infinite entries of a type of reduced precision whose largest finite number is within two powers of two of "
-    "what it can hold; or of float32 after growth over the depth",
+    limit="infinite entries of a type of reduced precision, where the largest finite one is within two powers of two "
+    "of what it can hold",
     reference="Micikevicius et al. (2018)",
 )
 def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
@@ -69,8 +69,8 @@ def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
         f"{site.name!r} ({site.module_type}) is beyond what {site.dtype} holds, {limit:.4g}: {sentence}. What it was "
         f"computed from reached {largest:.3g}.",
         "use bfloat16, which has float32's range, or keep this layer in float32"
-        if site.dtype == "float16"
-        else "make the weights before it smaller: gradscope.init.initialize(model); or put a norm layer before it",
+        if site.dtype != "bfloat16"
+        else "make the weights before it smaller, gradscope.init.initialize(model), or put a norm layer before it",
         "Micikevicius et al. (2018)",
         direction="forward" if site.signal == "activation" else "backward",
         sites=(site.name,),
@@ -123,7 +123,7 @@ def overflowed(evidence: Evidence, found: tuple[Site, str, int]) -> float | None
     if not near.size:
         return None
     top = float(near.max())
-    return top if top > limit / 4 or (site.dtype != "float16" and np.log10(top) > np.log10(limit) / 2 - 1) else None
+    return top if top > limit / 4 else None
 
 
 def _infs(recording: Any, site: Site, at: int) -> int:

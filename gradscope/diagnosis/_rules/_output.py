@@ -30,25 +30,32 @@ _BOUNDS = {
     "Softmax": (0.0, 1.0),
     "Hardtanh": (-1.0, 1.0),
 }
-_PASSED_THROUGH = (
-    "View",
-    "Reshape",
-    "UnsafeView",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "T",
-    "Permute",
-    "Alias",
-    "ToCopy",
-    "Select",
-    "Slice",
-    "Expand",
-    "Clone",
-    "Mean",
-    "Div",
-    "Sum",
-    "Mul",
+_PASSED_THROUGH = frozenset(
+    [
+        "View",
+        "Reshape",
+        "ReshapeAlias",
+        "UnsafeView",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "T",
+        "Permute",
+        "Alias",
+        "ToCopy",
+        "Select",
+        "Slice",
+        "Expand",
+        "Clone",
+        "Mean",
+        "Div",
+        "Sum",
+        "Mul",
+        "Index",
+        "Cat",
+        "Stack",
+        "AsStrided",
+    ]
 )
 
 
@@ -157,7 +164,7 @@ def _bounded(
 
 def _next(kinds: Sequence[str], start: int) -> str | None:
     for kind in kinds[start:]:
-        if not kind.startswith(_PASSED_THROUGH):
+        if kind not in _PASSED_THROUGH:
             return kind
     return None
 

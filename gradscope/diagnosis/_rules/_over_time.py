@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._outside import changed_outside
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor
 from gradscope.recording import Site
@@ -27,7 +28,7 @@ def gradient_norm(evidence: Evidence) -> Floats:
 @rule(
     "gradient-spike",
     limit="a decade above every norm of the fifty steps before, and eight of their robust standard deviations (1.48 · "
-    "median absolute deviation of the logarithms)",
+    "median absolute deviation of the logarithms); a quarter of a decade where the loss jumps likewise, and stays",
     reference="Chowdhery et al. (2022), section 5.1",
     needs=("weight_grad",),
 )
@@ -85,12 +86,25 @@ def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
         centre = float(np.median(before))
         spread = 1.4826 * float(np.median(np.abs(before - centre)))
         above = float(level[i]) - centre
-        if (
-            float(level[i]) - float(before.max()) > evidence.limits.spike_decades
-            and above > evidence.limits.spike_sigmas * spread
+        beyond = float(level[i]) - float(before.max())
+        sure = above > evidence.limits.spike_sigmas * spread
+        if (beyond > evidence.limits.spike_decades and sure) or (
+            beyond > evidence.limits.spike_decades / 4 and _loss_jumps(evidence.loss, i, evidence.limits.hysteresis)
         ):
             found[i] = above
     return found
+
+
+def _loss_jumps(loss: Floats, place: int, lasting: int) -> bool:
+    """Whether the loss is, from a place on and for some steps, above twice all of those before: a second witness."""
+    before = loss[max(0, place - _WINDOW // 2) : place]
+    after = loss[place : place + lasting]
+    known = before[np.isfinite(before)]
+    if len(after) < lasting or len(known) < _FEWEST or not np.isfinite(after).all():
+        return False
+    centre = float(np.median(known))
+    spread = 1.4826 * float(np.median(np.abs(known - centre)))
+    return bool((after > centre + max(8 * spread, abs(centre))).all() and (after > known.max()).all())
 
 
 def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
@@ -112,6 +126,12 @@ def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
 
 
 def _why(evidence: Evidence, place: int) -> tuple[str, str]:
+    changed = changed_outside(evidence, place)
+    if changed:
+        return (
+            f"before step {evidence.step(place)} {changed[0].name!r} was changed by something other than the optimizer",
+            "look for what writes to the weights at that step: a checkpoint that is loaded, an average, a clamp",
+        )
     inputs = [i for i, s in enumerate(evidence.sites("activation")) if s.role == "input"]
     if inputs:
         level = evidence.level("activation")[:, inputs]

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import START, Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._first_loss import kinds_of
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import count, listed, names
 from gradscope.recording import Site
@@ -152,14 +153,15 @@ def _where_many_samples(evidence: Evidence, shares: Floats) -> Floats:
 def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
     """All units of a layer compute the same: it is one unit, and stays one."""
     sites = evidence.sites("activation")
-    found = []
+    found, when = [], None
     if evidence.unit_at.size:
         spread = evidence.unit("unit_spread")
         wide = np.array([_width(s) > 1 and (s.role == "pre-activation" or _is_recurrent(s)) for s in sites])
         alike = (spread <= evidence.limits.symmetric_spread) & wide
         constant = _constant_weights(evidence)
-        lasting = alike[0] & alike[-1]
-        found = [s for s, same in zip(sites, lasting.tolist(), strict=True) if same and s.module in constant]
+        found = [s for s, same in zip(sites, alike.any(axis=0).tolist(), strict=True) if same and s.module in constant]
+        since = int(np.argmax(alike[:, [sites.index(s) for s in found]].any(axis=1))) if found else 0
+        when = int(evidence.steps[evidence.unit_at[since]]) if since else None
     zero = _all_zero(evidence)
     if not found and len(zero) < 2 and not (zero and len(evidence.at) >= evidence.limits.hysteresis):
         return
@@ -169,11 +171,13 @@ def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
         "symmetric-units",
         "error",
         f"The weights of {count(len(where), 'layer')} {how}, first of {where[0].name!r}: every unit computes the same "
-        "and gets the same gradient. Such a layer stays one unit, however wide it is.",
+        "and gets the same gradient. Such a layer stays one unit, however wide it is."
+        + ("" if when is None else f" This began by step {when}."),
         "gradscope.init.initialize(model)",
         "Goodfellow et al. (2016), section 8.4",
         direction="both",
         sites=names(where),
+        steps=() if when is None else (when,),
         frontier=where[0],
         value=0.0,
         unit="variance between units over mean square",
@@ -188,10 +192,13 @@ def _is_recurrent(site: Site) -> bool:
 
 
 def _constant_weights(evidence: Evidence) -> set[str]:
-    """Modules whose first weights have no spread."""
+    """Modules whose weights had no spread at some step."""
     if not evidence.has("weight"):
         return {layer.module for layer in evidence.layers}
-    std, rms = evidence.by_layer("weight", "std")[0], evidence.by_layer("weight")[0]
+    std, rms = evidence.by_layer("weight", "std"), evidence.by_layer("weight")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        least = np.argmin(np.where(rms > 0, std / rms, np.inf), axis=0)
+    std, rms = std[least, range(len(least))], rms[least, range(len(least))]
     return {
         layer.module
         for layer, s, r in zip(evidence.layers, std.tolist(), rms.tolist(), strict=True)
@@ -238,6 +245,7 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
     start, end = sick[0], sick[-1]
     lasting = end & (sick[-3:].all(axis=0))
     if not lasting.any():
+        yield from _collapsed_output(evidence, sites[chosen[-1]], there[:, -1])
         return
     kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
     when = None if start.any() else int(evidence.steps[evidence.unit_at[int(np.argmax(sick.any(axis=1)))]])
@@ -267,6 +275,41 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
         )
         if when is None
         else (),
+    )
+
+
+_SUPERVISED = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy",
+               "BinaryCrossEntropyWithLogits")  # fmt: skip
+
+
+def _collapsed_output(evidence: Evidence, site: Site, spread: Floats) -> Iterator[Finding]:
+    """An output that came to be the same for all, under a loss that has no target: representations collapse so."""
+    kinds = kinds_of(evidence)
+    if not kinds or any(kind in _SUPERVISED for kind in kinds) or len(spread) < 3:
+        return
+    known = spread >= 0
+    limit = 1e-2 * float(spread[0])
+    if not known.all() or not spread[0] > 0 or not (spread[-2:] < limit).all():
+        return
+    first = int(np.argmax(spread < limit))
+    step = int(evidence.steps[evidence.unit_at[first]])
+    yield Finding(
+        "collapsed-batch",
+        "warning",
+        f"The output {site.name!r} has become nearly the same for every input: the samples differ by "
+        f"{spread[-1]:.1e} of its mean square, and did by {spread[0]:.2g}. The loss has no target that would keep them "
+        "apart.",
+        "give the loss what keeps samples apart: negatives, a variance term, a stopped gradient with a predictor",
+        "Chen & He (2021); Bardes et al. (2022)",
+        direction="forward",
+        sites=(site.name,),
+        steps=(step,),
+        frontier=site,
+        value=float(spread[-1]),
+        unit="variance between samples over mean square",
+        limit=limit,
+        limit_from="a hundredth of what it was at the start",
+        expected=float(spread[0]),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import diverging, learning, learns
+from gradscope.diagnosis._outside import changed_outside
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor, listed, names
 from gradscope.recording import Site
@@ -35,16 +36,20 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
         typical = np.array([np.nan if np.isnan(row).all() else np.nanmedian(row) for row in ratio])
         worst = np.array([np.nan if np.isnan(row).all() else np.nanmax(row) for row in ratio])
     limit = evidence.limits.update_total / max(len(kept), 2)
-    diverged = diverging(evidence)
     large = np.flatnonzero((typical > limit) | (worst > 1.0))
     lasting = len(large) >= min(evidence.limits.hysteresis, max(1, len(typical) // 2))
     replaced = bool(np.nanmax(typical, initial=0.0) > 1.0)
-    if diverged is None and not ((lasting or replaced) and not learns(evidence)):
-        return
-    if not large.size and not (diverged is not None and np.nanmax(worst, initial=0.0) > limit / 3):
+    diverged = diverging(evidence)
+    if diverged is not None:
+        onset = diverged[0]
+        before = np.arange(max(0, onset - evidence.limits.hysteresis), min(max(onset, _WARM), len(worst)))
+        if onset < len(worst) and changed_outside(evidence, onset):
+            return  # the loss grew for another reason
+        large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
+    elif not ((lasting or replaced) and not learns(evidence)):
         return
     if not large.size:
-        large = np.array([int(np.nanargmax(worst))])
+        return
     first = int(large[0])
     value = float(np.nanmax(worst[large]))
     i = int(np.nanargmax(ratio[first]))
@@ -52,7 +57,7 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     lr = evidence.notes("lr")[first]
     rate = f" (learning rate {lr:.3g})" if np.isfinite(lr) else ""
     target = _sane(evidence, lr, value, limit)
-    said = diverged or "The loss does not fall."
+    said = diverged[1] if diverged is not None else "The loss does not fall."
     yield Finding(
         "update-too-large",
         "error" if diverged else "warning",
@@ -92,6 +97,9 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     if not kept or not np.isfinite(ratio).any():
         return
     largest = float(np.nanmax(ratio))
+    if (rounded := _rounded_away(evidence)) is not None:
+        yield rounded
+        return
     if largest >= evidence.limits.update_small:
         yield from _came_to_rest(evidence, kept, ratio)
         return
@@ -117,6 +125,38 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
         limit_from="a million steps to change a weight by its own size",
         expected=1e-3,
         causes=("the gradients are tiny beside the weights",) if vanished else ("the learning rate",),
+    )
+
+
+def _rounded_away(evidence: Evidence) -> Finding | None:
+    """Updates smaller than half of what a narrow dtype tells apart at the weight's size: nearly all are zero."""
+    still = median(evidence.by_layer("update", "zero_fraction"))
+    flows = (
+        median(evidence.by_layer("weight_grad", "zero_fraction")) < 0.5 if evidence.has("weight_grad") else still > 0
+    )
+    narrow = [layer.weight.dtype in ("bfloat16", "float16") for layer in evidence.layers]
+    with np.errstate(invalid="ignore"):
+        lost = np.array(narrow) & (still > 0.9) & flows
+    sites = [layer.weight for layer, bad in zip(evidence.layers, lost.tolist(), strict=True) if bad]
+    if 2 * len(sites) <= sum(narrow) or not sites:
+        return None
+    share = float(still[lost].min())
+    return Finding(
+        "update-too-small",
+        "error",
+        f"Of the updates of {listed(names(sites))} {share:.1%} or more are exactly zero, though the gradient is not: "
+        f"they are smaller than half of what {sites[0].dtype} tells apart at the weights' size, and are rounded away.",
+        f"keep the weights in float32 and compute in {sites[0].dtype} (torch.autocast), or round stochastically",
+        "Micikevicius et al. (2018), section 3.1",
+        direction="both",
+        sites=names(sites),
+        frontier=sites[0],
+        value=share,
+        unit="share of entries that a step does not change",
+        limit=0.9,
+        limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
+        expected=0.0,
+        causes=(f"weights in {sites[0].dtype}",),
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gradscope import activations
+from gradscope.init._auto import chosen
 from gradscope.init._choice import AUTO, SchemeLike
 from gradscope.init._following import following
 from gradscope.init._model_schemes import ModelScheme, Setting, model_scheme
@@ -41,8 +42,8 @@ def plan(
     Followed by: the next activation in the order of definition (functions are not seen; pass inputs=).
     """
     setting = setting_of(model, activation, inputs)
-    rows = tuple(part.row for step in steps_of(setting, scheme) for part in step.parts)
-    return InitPlan(rows, setting.following.source)
+    steps, source = _chosen(setting, scheme)
+    return InitPlan(tuple(part.row for step in steps for part in step.parts), source)
 
 
 def initialize(
@@ -93,13 +94,13 @@ def initialize(
     [('0.weight', 'gelu', 'he_normal'), ('2.weight', 'identity', 'glorot_normal')]
     """
     setting = setting_of(model, activation, inputs)
-    chosen = steps_of(setting, scheme)
-    for step in chosen:
+    steps, source = _chosen(setting, scheme)
+    for step in steps:
         _check_device(step, generator)
-    rows: Sequence[PlanRow] = [row for step in chosen for row in step.carry_out(generator)]
+    rows: Sequence[PlanRow] = [row for step in steps for row in step.carry_out(generator)]
     if (whole := model_scheme(scheme)) is not None:
         rows = whole.finish(setting, rows, generator)
-    return InitPlan(tuple(rows), setting.following.source)
+    return InitPlan(tuple(rows), source)
 
 
 def _check_device(step: Step, generator: torch.Generator | None) -> None:
@@ -119,5 +120,14 @@ def setting_of(model: nn.Module, activation: str | activations.Activation | None
 
 def steps_of(setting: Setting, scheme: Schemes) -> list[Step]:
     """What each parameter gets by a scheme."""
+    return _chosen(setting, scheme)[0]
+
+
+def _chosen(setting: Setting, scheme: Schemes) -> tuple[list[Step], str]:
+    """What each parameter gets, and where that was found, in words."""
+    source = setting.following.source
+    if scheme == AUTO:
+        found = chosen(setting)
+        return list(found.steps), ". ".join(filter(None, (source, found.why)))
     whole = model_scheme(scheme)
-    return setting.steps(cast(Any, scheme)) if whole is None else list(whole.steps(setting))
+    return (setting.steps(cast(Any, scheme)) if whole is None else list(whole.steps(setting))), source

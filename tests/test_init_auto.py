@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradscope import _user_model, predict, probe
 from gradscope.experiments._suggest import strayed as decades
-from gradscope.init import InitPlan, initialize, plan
+from gradscope.init import InitPlan, audit, initialize, plan
 from gradscope.init._flatness import predicted_decades
 from gradscope.init._model_schemes._branches import branches
 from gradscope.init._plan_moments import moments_of_plan
@@ -89,6 +89,13 @@ def test_what_flatter_weights_are_drawn_is_what_propagate_draws(name: str) -> No
     ]
     assert tables[0].rows == tables[1].rows
     assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_audit_has_nothing_to_mend_in_what_auto_has_set(name: str) -> None:
+    model, inputs = made(name)
+    initialize(model, generator=seeded(0), inputs=inputs)
+    assert [found.rule for found in audit(model, inputs) if found.severity != "note"] == []
 
 
 @pytest.mark.parametrize("depth", [3, 30])

@@ -65,13 +65,13 @@ def initialize(
 
     Args:
         model: any module; nothing of it is touched if an argument is wrong.
-        scheme: `"auto"`, the one recommended for the activation that follows; a name of `scheme_names()`; a
-            `Scheme` or `VarianceScaling`; a scheme of a whole model, by its name of `model_scheme_names()` or
-            with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict from glob patterns over parameter names to
-            schemes of single weights, of which the first that matches counts and what none matches is left
-            (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in full is set even where it is an
-            embedding or its use is not known (a bare tensor's fans, then). `torch_default` gives each module what
-            torch itself gives it, biases included.
+        scheme: `"auto"`, the one recommended for the activation that follows, which with `inputs` is scaled where
+            that is better; a name of `scheme_names()`; a `Scheme` or `VarianceScaling`; a scheme of a whole model,
+            by its name of `model_scheme_names()` or with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict
+            from glob patterns over parameter names to schemes of single weights, of which the first that matches
+            counts and what none matches is left (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in
+            full is set even where it is an embedding or its use is not known (a bare tensor's fans, then).
+            `torch_default` gives each module what torch itself gives it, biases included.
         activation: the activation that follows every layer but the last, in place of what the search finds.
         generator: draws the numbers; the global random state then stays as it is. Without it they come from
             the global state, as torch's do.
@@ -80,6 +80,11 @@ def initialize(
             output meets, module or function, through norms, dropout, pooling, reshaping and residual sums;
             buffers and random state are as before afterwards. Without it the activation is the next one in
             the order of definition: functional ones cannot be seen then.
+            With `"auto"` the model runs a second time, and theory tells how far signal and gradient will stray
+            over the layers: where what `propagate` does (it scales weights and residual branches, the norms at
+            their ends too, and draws some biases) is worth a tenth of a decade or more, it is done, and the
+            table's `source` says so. A model that theory cannot predict keeps the recommended variances, and
+            `source` says why. The mean square of the batch counts: give each rank the same one.
 
     A layer that nothing follows, as the last one, counts as followed by the identity, hence Glorot. So do the
     queries, keys and values of an attention and whatever a further linear layer follows directly.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from gradscope.init._model_schemes._branches import branches
 from gradscope.init._plan_moments import moments_of_plan
 from gradscope.recording import Recording
 from tests.test_init_model_schemes import Convolutions, Residual, plain, seeded, transformer
-from tests.test_prediction import UNet, generator
+from tests.test_prediction import UNet, generator, vgg
 
 Made = tuple[nn.Module, Any]
 
@@ -60,10 +61,37 @@ def test_biases_make_both_directions_of_a_tanh_net_flat_where_without_them_one_i
     """30 layers behind the forward gain alone: the gradient's mean square grows by 1.178 a layer, in all 1 decade."""
     inputs = torch.randn(16, 256, generator=seeded(0))
     without = plain(nn.Tanh, 30)
-    initialize(without, Propagate(biases=False), generator=seeded(0), inputs=inputs)
+    initialize(without, Propagate(biases=False, shared=False), generator=seeded(0), inputs=inputs)
     forward, backward = strayed(predict(without, inputs), without, inputs)
     assert forward < 0.05
     assert backward == pytest.approx(28 * math.log10(1.1778072) / 2, rel=0.1)
+
+
+def test_where_one_direction_is_flat_at_the_others_expense_both_stray_by_half() -> None:
+    """Six ReLU layers, each twice as wide as the one before. Where the signal is kept, the gradient's mean square
+    doubles from each to the one below, five times; no factors change the product of the two, so at best each takes √2.
+    """
+    widths = [64 * 2**i for i in range(7)]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    inputs = torch.randn(16, 64, generator=seeded(0))
+    found = {}
+    for shared in (False, True):
+        model = nn.Sequential(*layers, nn.Linear(widths[-1], 10, bias=False))
+        table = plan(model, Propagate(shared=shared), inputs=inputs)
+        found[shared] = strayed(predict(model, inputs, table), model, inputs)
+    whole = 5 * math.log10(2) / 2
+    assert found[False] == (pytest.approx(0.0, abs=0.01), pytest.approx(whole, rel=0.05))
+    assert found[True] == (pytest.approx(whole / 2, rel=0.05), pytest.approx(whole / 2, rel=0.05))
+
+
+def test_what_is_shared_is_measured_to_be_flatter_than_what_is_not() -> None:
+    torch.manual_seed(0)
+    model, inputs = vgg()
+    worst = {}
+    for shared in (False, True):
+        initialize(model, Propagate(shared=shared), generator=seeded(0), inputs=inputs)
+        worst[shared] = max(strayed(probe(model, inputs), model, inputs))
+    assert worst[True] < 0.6 * worst[False]
 
 
 def test_the_plan_of_a_model_on_the_meta_device_predicts_a_flat_profile() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradscope.experiments._predict import recorded
 from gradscope.experiments._probe import probe
 from gradscope.init import (
     EdgeOfChaos,
@@ -21,6 +20,7 @@ from gradscope.init import (
     VarianceScaling,
     initialize,
 )
+from gradscope.init._flatness import branch_ends, decades, inner_layers, predicted_decades
 from gradscope.init._initialize import setting_of, steps_of
 from gradscope.init._layer_fans import is_layer
 from gradscope.init._model_schemes import Setting
@@ -28,7 +28,7 @@ from gradscope.init._model_schemes._branches import Branches
 from gradscope.init._plan_moments import moments_of_plan
 from gradscope.init._untouched import run, untouched
 from gradscope.recording import Recording, Signal
-from gradscope.recording._profile import in_flow, representable
+from gradscope.recording._profile import in_flow
 from gradscope.theory.prediction._prediction import Flow
 
 AnyScheme = str | VarianceScaling | ModelScheme
@@ -155,7 +155,7 @@ def _predicted(setting: Setting, moments: Any) -> tuple[float, float]:
         flow = Flow(program, moments, program.tensors)
         flow.run()
         flow.back()
-    return strayed(recorded(setting.model, flow), setting.program)
+    return predicted_decades(flow, setting.model, setting.program)
 
 
 def _measured(candidate: Candidate, setting: Setting) -> Candidate:
@@ -177,20 +177,14 @@ def strayed(recording: Recording, program: Branches) -> tuple[float, float]:
     Signed by the direction of flow. Layers that a residual branch ends in, and the last one, are left out where at
     least two others stay; what is nothing counts as 1e-36.
     """
-    ends = {name.rpartition(".")[0] for branch in program.branches for name in (branch.layers or branch.weights)[-1:]}
-    return _decades(recording, "activation", ends), _decades(recording, "activation_grad", ends)
+    return _decades(recording, "activation", program), _decades(recording, "activation_grad", program)
 
 
-def _decades(recording: Recording, signal: Signal, ends: set[str]) -> float:
+def _decades(recording: Recording, signal: Signal, program: Branches) -> float:
     profile = recording.profile(signal, "rms")
     layers = np.flatnonzero(profile.layers)
-    inner = [i for i in layers[:-1] if profile.sites[i].module not in ends]
-    values = in_flow(profile.values[inner if len(inner) > 1 else layers], profile.direction)
-    if values.size < 2:
-        return 0.0
-    logs = np.log10(np.where(representable(values), values, 1e-36))
-    low, high = int(logs.argmin()), int(logs.argmax())
-    return float(logs[high] - logs[low]) * (1.0 if high > low else -1.0)
+    inner = inner_layers([profile.sites[i].module for i in layers], branch_ends(program))
+    return decades(in_flow(profile.values[layers[inner]], profile.direction).tolist())
 
 
 def _row(candidate: Candidate) -> tuple[str, str, str, str]:

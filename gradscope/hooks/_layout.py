@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gradscope.hooks._sites import LINEAR_NAMES
+from gradscope.init._operations import LINEAR_NAMES
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _ON_FEATURES = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)

@@ -14,12 +14,13 @@ from gradscope.hooks._following import Consumers, following_activations
 from gradscope.hooks._guard import Hook, Listener, guarded_call, stop
 from gradscope.hooks._output import Output
 from gradscope.hooks._replay import Call
-from gradscope.hooks._sites import LINEAR_LIKE, SiteBook, call_name
+from gradscope.hooks._sites import SiteBook, call_name
 from gradscope.hooks._step import Forward, View
 from gradscope.hooks._tensors import floating_tensors, own_base, why_unreadable
 from gradscope.hooks._unit_reader import UnitReader
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.hooks._watch import GradientWatch, put_on
+from gradscope.init._operations import LINEAR_LIKE
 
 
 class Signals:

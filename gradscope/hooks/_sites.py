@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.init import fans
-from gradscope.init._operations import activation_of_call, activation_of_module
+from gradscope.init._operations import activation_of_call, activation_of_module, is_linear_like
 from gradscope.recording import Recording, Role, Signal, Site
 
 ROOT = "<root>"
@@ -19,14 +19,12 @@ INPUT = "<input>"
 
 SiteFilter = Callable[[Site], bool]
 
-LINEAR_LIKE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
-LINEAR_NAMES = frozenset({"Conv1D"})  # transformers' transposed Linear
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 def role_of(module: nn.Module, output: Tensor | None = None) -> Role:
     """What a module's output is; a module with children whose output is a sum is a block of a residual stream."""
-    if isinstance(module, LINEAR_LIKE) or type(module).__name__ in LINEAR_NAMES:
+    if is_linear_like(module):
         return "pre-activation"
     if activation_of_module(module) is not None:
         return "activation"

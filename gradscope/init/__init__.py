@@ -1,6 +1,7 @@
 """Initial weights: choose the scheme that a layer's activation asks for, and apply it with the true fans.
 
-`initialize(model)` does both for a whole model and returns the table of it; `plan(model)` only tells.
+`initialize(model)` does both for a whole model and returns the table of it; `plan(model)` only tells. With a batch both
+also ask theory whether that choice keeps the signal, and scale it where it does not.
 The schemes are in-place functions with PyTorch's trailing underscore (`he_normal_`), named in a registry
 (`scheme_names()`), and take the layer's true fans where `torch.nn.init` takes a shape's.
 """

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gradscope import activations
+from gradscope.init._auto import chosen
 from gradscope.init._choice import AUTO, SchemeLike
 from gradscope.init._following import following
 from gradscope.init._model_schemes import ModelScheme, Setting, model_scheme
@@ -41,8 +42,8 @@ def plan(
     Followed by: the next activation in the order of definition (functions are not seen; pass inputs=).
     """
     setting = setting_of(model, activation, inputs)
-    rows = tuple(part.row for step in steps_of(setting, scheme) for part in step.parts)
-    return InitPlan(rows, setting.following.source)
+    steps, source = _chosen(setting, scheme)
+    return InitPlan(tuple(part.row for step in steps for part in step.parts), source)
 
 
 def initialize(
@@ -64,13 +65,13 @@ def initialize(
 
     Args:
         model: any module; nothing of it is touched if an argument is wrong.
-        scheme: `"auto"`, the one recommended for the activation that follows; a name of `scheme_names()`; a
-            `Scheme` or `VarianceScaling`; a scheme of a whole model, by its name of `model_scheme_names()` or
-            with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict from glob patterns over parameter names to
-            schemes of single weights, of which the first that matches counts and what none matches is left
-            (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in full is set even where it is an
-            embedding or its use is not known (a bare tensor's fans, then). `torch_default` gives each module what
-            torch itself gives it, biases included.
+        scheme: `"auto"`, the one recommended for the activation that follows, which with `inputs` is scaled where
+            that is better; a name of `scheme_names()`; a `Scheme` or `VarianceScaling`; a scheme of a whole model,
+            by its name of `model_scheme_names()` or with settings of its own (`EdgeOfChaos(q=0.5)`); or a dict
+            from glob patterns over parameter names to schemes of single weights, of which the first that matches
+            counts and what none matches is left (`{"head.*": "glorot_normal", "*": "auto"}`). A parameter named in
+            full is set even where it is an embedding or its use is not known (a bare tensor's fans, then).
+            `torch_default` gives each module what torch itself gives it, biases included.
         activation: the activation that follows every layer but the last, in place of what the search finds.
         generator: draws the numbers; the global random state then stays as it is. Without it they come from
             the global state, as torch's do.
@@ -79,6 +80,11 @@ def initialize(
             output meets, module or function, through norms, dropout, pooling, reshaping and residual sums;
             buffers and random state are as before afterwards. Without it the activation is the next one in
             the order of definition: functional ones cannot be seen then.
+            With `"auto"` the model runs a second time, and theory tells how far signal and gradient will stray
+            over the layers: where what `propagate` does (it scales weights and residual branches, the norms at
+            their ends too, and draws some biases) is worth a tenth of a decade or more, it is done, and the
+            table's `source` says so. A model that theory cannot predict keeps the recommended variances, and
+            `source` says why. The mean square of the batch counts: give each rank the same one.
 
     A layer that nothing follows, as the last one, counts as followed by the identity, hence Glorot. So do the
     queries, keys and values of an attention and whatever a further linear layer follows directly.
@@ -93,13 +99,13 @@ def initialize(
     [('0.weight', 'gelu', 'he_normal'), ('2.weight', 'identity', 'glorot_normal')]
     """
     setting = setting_of(model, activation, inputs)
-    chosen = steps_of(setting, scheme)
-    for step in chosen:
+    steps, source = _chosen(setting, scheme)
+    for step in steps:
         _check_device(step, generator)
-    rows: Sequence[PlanRow] = [row for step in chosen for row in step.carry_out(generator)]
+    rows: Sequence[PlanRow] = [row for step in steps for row in step.carry_out(generator)]
     if (whole := model_scheme(scheme)) is not None:
         rows = whole.finish(setting, rows, generator)
-    return InitPlan(tuple(rows), setting.following.source)
+    return InitPlan(tuple(rows), source)
 
 
 def _check_device(step: Step, generator: torch.Generator | None) -> None:
@@ -119,5 +125,14 @@ def setting_of(model: nn.Module, activation: str | activations.Activation | None
 
 def steps_of(setting: Setting, scheme: Schemes) -> list[Step]:
     """What each parameter gets by a scheme."""
+    return _chosen(setting, scheme)[0]
+
+
+def _chosen(setting: Setting, scheme: Schemes) -> tuple[list[Step], str]:
+    """What each parameter gets, and where that was found, in words."""
+    source = setting.following.source
+    if scheme == AUTO:
+        found = chosen(setting)
+        return list(found.steps), ". ".join(filter(None, (source, found.why)))
     whole = model_scheme(scheme)
-    return setting.steps(cast(Any, scheme)) if whole is None else list(whole.steps(setting))
+    return (setting.steps(cast(Any, scheme)) if whole is None else list(whole.steps(setting))), source

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from gradscope import activations
 from gradscope.activations import Activation
 
+LINEAR_LIKE = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+LINEAR_NAMES = frozenset({"Conv1D"})  # transformers' transposed Linear
+
 # Looked through: what moves, sums, rescales or thins out the values but does not bend them.
 # A product counts, for its other factor may be a mask, a scale or a gate; what bends has a name of its own.
 _SUMS_AND_PRODUCTS = {
@@ -77,6 +80,11 @@ def _activation_of_clamp(min: object = None, max: object = None, **others: objec
     plain = isinstance(min, int | float) and isinstance(max, int | float | None)
     known = _CLAMPS.get((min, max)) if plain else None
     return activations.get(known) if known else None
+
+
+def is_linear_like(module: nn.Module) -> bool:
+    """Whether what a module returns is a pre-activation."""
+    return isinstance(module, LINEAR_LIKE) or type(module).__name__ in LINEAR_NAMES
 
 
 def activation_of_module(module: nn.Module) -> Activation | None:

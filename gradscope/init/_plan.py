@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradscope.init._fans import Fans
 
 _COLUMNS = ("parameter", "shape", "fans in, out", "followed by", "scheme", "var asked", "var got", "note")
+_WIDTH = 110
 _RIGHT = ("fans in, out", "var asked", "var got")
 
 
@@ -48,7 +50,8 @@ class InitPlan:
 
     Attributes:
         rows: one per weight, packed block and bias.
-        source: where the following activations were found.
+        source: where the following activations were found; with inputs also what `auto` made of the recommended
+            variances, or why theory was not asked.
     """
 
     rows: tuple[PlanRow, ...]
@@ -75,8 +78,9 @@ class InitPlan:
             if row.scheme is None:  # its reason stands where others have numbers: the table stays narrow
                 cells = (*cells[:2], f"left: {row.note}")
             lines.append(_aligned(cells, columns, widths))
-        lines.insert(1, "─" * min(max(map(len, lines)), 110))
-        return "\n".join([*lines, *([f"Followed by: {self.source}."] if self.source else [])])
+        lines.insert(1, "─" * min(max(map(len, lines)), _WIDTH))
+        told_below = textwrap.wrap(f"Followed by: {self.source}.", _WIDTH) if self.source else []
+        return "\n".join([*lines, *told_below])
 
     __repr__ = __str__
 

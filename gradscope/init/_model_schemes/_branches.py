@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscope.init._trace import _eager
 from gradscope.init._untouched import run, untouched
 from gradscope.theory.prediction._capture import Operation, Program, Ref, capture, tensors
 
@@ -74,7 +75,7 @@ def weight_path(name: str) -> str:
 
 def branches(model: nn.Module, inputs: Any) -> Branches:
     """The residual branches of a model, which runs once and is as before afterwards."""
-    with untouched(model), torch.enable_grad():
+    with untouched(model), _eager(model), torch.enable_grad():
         program = capture(model, lambda: run(model, inputs), list(tensors(inputs)))
     ways = _Ways(program)
     found = [branch for operation in program.operations if (branch := ways.branch(operation)) is not None]

@@ -56,6 +56,8 @@ def gain_mismatch(audited: Audited) -> Iterator[Finding]:
     explained = audited.sites(*OTHER_CAUSES)
     rows = []
     for stretch in audited.stretches:
+        if _made_up_by_biases(stretch):
+            continue
         blamed = [w for w in stretch.row if w.name not in explained and _is_off(w)]
         cost, direction, decades = _cost(stretch, blamed)
         if blamed and cost >= (HEALTHY_BAND if stretch.closed else _LEAST):
@@ -95,6 +97,14 @@ def _is_off(w: Weight) -> bool:
         levels.append((1.0 / slope_moment(w.activation), NOTABLE))
     fans = (w.fans.fan_in, w.fans.fan_out, w.fans.fan_avg)
     return all(not 1.0 / far < w.square * fan / level < far for level, far in levels for fan in fans)
+
+
+def _made_up_by_biases(stretch: Stretch) -> bool:
+    """Whether random biases are part of the design, and with them nothing is lost (the edge of chaos, `propagate`)."""
+    if not any(w.bias_square > 0.0 for w in stretch.row):
+        return False
+    whole = passage(stretch.row, biases=True)
+    return max(abs(whole.forward), abs(whole.backward)) < _LEAST
 
 
 def _cost(stretch: Stretch, blamed: list[Weight]) -> tuple[float, Direction, float]:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from gradscope._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from gradscope import activations, init, testing, theory
+    from gradscope import activations, diagnosis, init, testing, theory
+    from gradscope.diagnosis import Finding, Findings, diagnose
     from gradscope.experiments import SweepConfig, jacobian_spectrum, predict, probe, suggest, sweep
     from gradscope.hooks import GradScope, NonFinite, NonFiniteError
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
 
 __all__ = [
+    "Finding",
+    "Findings",
     "GradScope",
     "GradScopeWarning",
     "NonFinite",
@@ -26,6 +29,8 @@ __all__ = [
     "RecordingError",
     "SweepConfig",
     "activations",
+    "diagnose",
+    "diagnosis",
     "init",
     "jacobian_spectrum",
     "predict",
@@ -37,6 +42,8 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Finding": "gradscope.diagnosis",
+    "Findings": "gradscope.diagnosis",
     "GradScope": "gradscope.hooks",
     "GradScopeWarning": "gradscope.recording",
     "NonFinite": "gradscope.hooks",
@@ -44,6 +51,7 @@ _ROOMS = {
     "Recording": "gradscope.recording",
     "RecordingError": "gradscope.recording",
     "SweepConfig": "gradscope.experiments",
+    "diagnose": "gradscope.diagnosis",
     "jacobian_spectrum": "gradscope.experiments",
     "predict": "gradscope.experiments",
     "probe": "gradscope.experiments",

@@ -6,6 +6,7 @@ from gradscope.diagnosis._diagnose import diagnose, rule_names
 from gradscope.diagnosis._finding import SEVERITIES, Direction, Finding, Severity
 from gradscope.diagnosis._findings import Findings
 from gradscope.diagnosis._limits import Limits
+from gradscope.diagnosis._live import Watch
 from gradscope.diagnosis._registry import RULES, Rule
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Limits",
     "Rule",
     "Severity",
+    "Watch",
     "diagnose",
     "rule_names",
 ]

@@ -43,10 +43,14 @@ def diagnose(recording: Recording, limits: Limits | None = None, rules: Sequence
             near = difflib.get_close_matches(str(name), RULES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"rules has {name!r}; {', '.join(RULES)} are allowed{hint}")
-    evidence = Evidence(recording, limits)
+    return judged(Evidence(recording, limits), chosen)
+
+
+def judged(evidence: Evidence, chosen: Sequence[str]) -> Findings:
+    """What the chosen rules find in the evidence, folded."""
     found, unknown = [], {}
     for name in chosen:
-        lacking = [s for s in RULES[name].needs if s in SIGNALS and not evidence.has(s)]
+        lacking = [s for s in SIGNALS if s in RULES[name].needs and not evidence.has(s)]
         if lacking:
             unknown[name] = f"{', '.join(lacking)} was not recorded"
             continue

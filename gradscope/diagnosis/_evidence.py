@@ -53,11 +53,13 @@ class Evidence:
     Attributes:
         recording: of one or many steps.
         limits: the rules' own.
+        last: look at so many of the latest recorded steps only, as a run that is watched does.
     """
 
-    def __init__(self, recording: Recording, limits: Limits) -> None:
+    def __init__(self, recording: Recording, limits: Limits, last: int | None = None) -> None:
         self.recording = recording
         self.limits = limits
+        self.last = last
         self._values = lru_cache(maxsize=None)(self._read)
 
     # Steps
@@ -75,6 +77,8 @@ class Evidence:
     @cached_property
     def broken_at(self) -> int | None:
         """Index of the first recorded step with an entry that is not finite, skipped steps left out."""
+        if self.facts.get("first_nonfinite") is None and self.last is not None:
+            return None  # the recorder has looked at each step already
         bad = np.zeros(len(self.recording.steps), dtype=bool)
         for signal in SIGNALS:
             if self.recording.sites_of(signal):
@@ -89,11 +93,18 @@ class Evidence:
         if self.broken_at is not None:
             counts[self.broken_at :] = False
         found = np.flatnonzero(counts)
+        if self.last is not None:
+            return found[-self.last :]
         if len(found) > MOST_STEPS:
             middle = found[100:-100]
             every = -(-len(middle) // (MOST_STEPS - 200))
             found = np.concatenate([found[:100], middle[::every], found[-100:]])
         return found
+
+    @property
+    def from_the_start(self) -> bool:
+        """Whether the first recorded step is among them: only then do first weights and the first loss show."""
+        return bool(len(self.at)) and self.at[0] == 0
 
     @cached_property
     def steps(self) -> Ints:
@@ -118,7 +129,7 @@ class Evidence:
     @cached_property
     def reached(self) -> frozenset[str]:
         """Names of the activation sites that a gradient has reached at some step."""
-        there = np.isfinite(self.values("activation_grad")).any(axis=0)
+        there = np.any(np.isfinite(self.values("activation_grad")), axis=0)
         return frozenset(s.name for s, one in zip(self.sites("activation_grad"), there.tolist(), strict=True) if one)
 
     def values(self, signal: Signal, stat: str = "rms") -> Floats:

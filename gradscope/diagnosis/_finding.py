@@ -35,6 +35,7 @@ class Finding:
         limit_from: how that was derived.
         expected: what theory says.
         causes: from the likeliest, each with its evidence.
+        cleared: the step from which it is no more, told by a run that is watched (`on_finding`); None while it lasts.
         consequences: what follows from it and was folded into it: rule, place and step.
     """
 
@@ -54,6 +55,7 @@ class Finding:
     expected: float | None = None
     causes: tuple[str, ...] = ()
     consequences: tuple[str, ...] = ()
+    cleared: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON knows it; the frontier by its name."""

@@ -53,7 +53,7 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     """None where it is as it should be, or is not known."""
     last, kinds = last_site(evidence), kinds_of(evidence)
     loss = evidence.loss[np.isfinite(evidence.loss)]
-    if last is None or not loss.size:
+    if last is None or not loss.size or not evidence.from_the_start:
         return None
     size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
     first = float(loss[0])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import START, Evidence, median
+from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import last_site
 from gradscope.diagnosis._words import names
@@ -22,7 +22,7 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
     if not chosen:
         return
     level = evidence.level("activation")[:, chosen]
-    first = median(level[:START])
+    first = level[0]
     if not lost:  # a layer that begins at nothing and comes up to the others has not grown beyond them
         first = np.maximum(first, np.nanmedian(first[np.isfinite(first)]) if np.isfinite(first).any() else 0.0)
     with np.errstate(invalid="ignore"):
@@ -52,7 +52,7 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
         value=sign * value,
         unit="decades of rms over the steps",
         limit=sign * limit,
-        limit_from=f"of the median of the first {START} steps",
+        limit_from="of the first step",
         expected=0.0,
         causes=("the weights grew",) if sign > 0 else ("the weights shrank",),
     )

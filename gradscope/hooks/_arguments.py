@@ -45,6 +45,7 @@ class Arguments:
     budget: float = 0.02
     histograms: bool | str = False
     slow: bool = True
+    on_finding: Any = None
 
 
 def check(given: Arguments) -> None:
@@ -86,6 +87,8 @@ def check(given: Arguments) -> None:
             f"every is 'auto' and on_nonfinite is {given.on_nonfinite!r}, for which each step is read and no budget is "
             "kept; give every a number"
         )
+    if given.on_finding is not None and not callable(given.on_finding):
+        raise TypeError(f"on_finding is {_article(given.on_finding)}; a function of one finding, or None, is allowed")
     if len(given.loggers):
         raise ValueError(f"loggers is {given.loggers!r}; this version has none: leave it empty")
     _check_sites(given.model, given.sites)

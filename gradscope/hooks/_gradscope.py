@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from gradscope.diagnosis import Finding, Findings, Limits, Watch, diagnose
 from gradscope.hooks._arguments import Arguments, check, facts_of
 from gradscope.hooks._distributed import parallelism, parameters_at_rest, unwrapped
 from gradscope.hooks._dump import kept
@@ -100,6 +101,10 @@ class GradScope:
             `"warn"`; or `"raise"` a `NonFiniteError` before the optimizer's step; or `"dump"` the batch to a file and
             warn. The steps since the last due one, 20 at most, are recorded then too. Every step costs what a recorded
             one costs, and the last two wait for the device at each. An overflow that a `scaler` skips is no alarm.
+        on_finding: called with a `gradscope.diagnosis.Finding` while training: once when something is first found, and
+            once more, its `cleared` set, when it is over. All rules are asked at the first recorded steps, then ever
+            more rarely, and at once where a step looks unlike those before. An error in it is told as a warning, and it
+            is called no more.
         process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
         slow: take unit moments (silent, dead and saturated units, slopes, what samples and units have in common) of the
             activations in each tenth recorded step, the first included. Of several ranks each has its own part's.
@@ -134,6 +139,7 @@ class GradScope:
         functional: bool = False,
         validation: bool = False,
         on_nonfinite: OnNonFinite | None = None,
+        on_finding: Callable[[Finding], Any] | None = None,
         process_group: Any = "auto",
         slow: bool = True,
     ) -> None:
@@ -142,7 +148,20 @@ class GradScope:
         plain = unwrapped(model)
         optimizers = optimizers_of(optimizer)
         given = Arguments(
-            plain, optimizers, every, signals, sites, scaler, log, loggers, on_nonfinite, mode, budget, histograms, slow
+            plain,
+            optimizers,
+            every,
+            signals,
+            sites,
+            scaler,
+            log,
+            loggers,
+            on_nonfinite,
+            mode,
+            budget,
+            histograms,
+            slow,
+            on_finding,
         )
         check(given)
         ranks = Ranks.of(model, process_group)
@@ -169,6 +188,7 @@ class GradScope:
             on_nonfinite=on_nonfinite,
             ranks=self._merging,
             whole_model=sites is None and not (unmerged is not None and unmerged.sharded),
+            watch=None if on_finding is None else Watch(on_finding),
         )
         parameters = Parameters(
             plain,
@@ -251,6 +271,10 @@ class GradScope:
     def _write_what_is_sure(self) -> None:
         self._stepper.write_what_is_sure()
         self._outlet.flush(wait=True)
+
+    def diagnose(self, limits: Limits | None = None) -> Findings:
+        """What is wrong in what was recorded so far: `gradscope.diagnose(scope.recording)`."""
+        return diagnose(self.recording, limits)
 
     @property
     def validation(self) -> Recording | None:

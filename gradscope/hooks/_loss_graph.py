@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -37,13 +37,13 @@ class LossGraph:
     def mark(self, tensor: Tensor, site: str) -> None:
         """A module has returned this tensor; of several that return it the innermost comes first."""
         if self.wanted and tensor.grad_fn is not None:
-            tensor.grad_fn.metadata.setdefault(_SITE, site)
+            cast(Any, tensor.grad_fn).metadata.setdefault(_SITE, site)
 
     def mark_outputs(self, outputs: Iterable[Tensor]) -> None:
         """The model has returned these."""
         for tensor in outputs if self.wanted else ():
             if tensor.grad_fn is not None:
-                tensor.grad_fn.metadata[_ROOT] = True
+                cast(Any, tensor.grad_fn).metadata[_ROOT] = True
 
     def of(self, loss: Tensor) -> list[dict[str, Any]] | None:
         """The nodes under a loss, breadth first; None where it has none, or an earlier one was told of."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from gradscope.diagnosis import Watch
 from gradscope.hooks._coverage import UNCALLED
 from gradscope.hooks._dump import dump
 from gradscope.hooks._lattice import SAMPLE_ENTRIES
@@ -47,7 +48,9 @@ class Outlet:
         on_nonfinite: OnNonFinite | None = None,
         ranks: Merger | None = None,
         whole_model: bool = True,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.first: NonFinite | None = None
         self.on_nonfinite = on_nonfinite
         self.ranks = ranks
@@ -158,6 +161,16 @@ class Outlet:
             recording.set_fact("unobserved", dict(self._unobserved.reasons))
             self._unobserved.changed = False
         recording.append(record)
+        if self.watch is not None:
+            self._watched(record)
+
+    def _watched(self, record: StepRecord) -> None:
+        assert self.watch is not None
+        try:
+            self.watch.step_recorded(self._book.recording, record.step, record.notes)
+        except Exception as error:
+            self.watch = None
+            _warn(f"on_finding is called no more: it, or the diagnosis, failed with {type(error).__name__}: {error}")
 
     def _earlier_elsewhere(self, found: NonFinite | None, record: StepRecord) -> NonFinite | None:
         """What was not finite first on any rank: a gradient that ranks have averaged is not, where one of them is not.

@@ -49,7 +49,8 @@ def _selu(z: Tensor, _: Parameters) -> Tensor:
 
 
 def _gelu(z: Tensor, _: Parameters) -> Tensor:
-    return torch.special.ndtr(z) + z * torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
+    return torch.add(torch.special.ndtr(z), z * density)
 
 
 def _gelu_tanh(z: Tensor, _: Parameters) -> Tensor:

@@ -1,0 +1,82 @@
+"""The rules while a run goes on: each episode told once when it begins, and once when it is over.
+
+Asking all rules takes some milliseconds. So they are asked after the first recorded steps, then ever more rarely (a
+tenth of the steps so far apart), and at once where a step looks unlike those before: an entry that is not finite, or a
+total gradient norm a decade beyond the largest of the last steps, which is a comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gradscope.diagnosis._diagnose import judged
+from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._limits import Limits
+from gradscope.diagnosis._registry import RULES
+from gradscope.recording import Recording
+
+WINDOW = 100
+"""Recorded steps that are looked at; what is older has no say in whether a state lasts."""
+
+_Episode = tuple[str, str | None]
+"""Rule and direction."""
+
+_EACH, _APART = 3, 10
+_CLEARED_AFTER = 2
+
+
+class Watch:
+    """Diagnoses a growing recording and tells what is new.
+
+    Args:
+        on_finding: called with a `Finding` when an episode begins, and again, `cleared` set, when it is over.
+        limits: of the rules.
+    """
+
+    def __init__(self, on_finding: Callable[[Finding], Any], limits: Limits | None = None) -> None:
+        self._on_finding = on_finding
+        self._limits = Limits() if limits is None else limits
+        self._open: dict[_Episode, tuple[Finding, int]] = {}
+        self._steps = 0
+        self._next = 1
+        self._norms: deque[float] = deque(maxlen=50)
+
+    def step_recorded(self, recording: Recording, step: int, notes: Mapping[str, Any]) -> None:
+        """A step was added to the recording."""
+        self._steps += 1
+        if self._steps >= self._next or self._is_unlike(notes):
+            self.look(recording, step)
+            self._next = self._steps + (1 if self._steps < _EACH else max(_APART, self._steps // 10))
+
+    def look(self, recording: Recording, step: int) -> None:
+        """Ask the rules now."""
+        evidence = Evidence(recording, self._limits, WINDOW)
+        found: dict[_Episode, Finding] = {(one.rule, one.direction): one for one in judged(evidence, list(RULES))}
+        for key, one in found.items():
+            known = key in self._open
+            self._open[key] = (one, 0)
+            if not known and one.severity != "note":
+                self._on_finding(one)
+        for gone in [key for key in self._open if key not in found]:
+            one, missed = self._open[gone]
+            if missed + 1 < _CLEARED_AFTER:
+                self._open[gone] = (one, missed + 1)
+                continue
+            del self._open[gone]
+            if one.severity != "note":
+                self._on_finding(replace(one, cleared=step))
+
+    def _is_unlike(self, notes: Mapping[str, Any]) -> bool:
+        norm = notes.get("grad_norm")
+        if "nonfinite" in notes:
+            return True
+        if not isinstance(norm, float) or not math.isfinite(norm):
+            return False
+        unlike = len(self._norms) >= 10 and norm > 10**self._limits.spike_decades * max(self._norms)
+        self._norms.append(norm)
+        return unlike

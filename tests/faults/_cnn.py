@@ -143,7 +143,7 @@ MEAN, STD = 0.305, 0.376
     start=20,
     cure="structural",
     where="0",
-    twin={"epsilon": 1e-5, "constant_at": 20},
+    twin={"epsilon": 0.0},
     steps=50,
 )
 @faulty(
@@ -158,6 +158,27 @@ MEAN, STD = 0.305, 0.376
 )
 @faulty(
     "CNN", "cnn-filters-alike", "symmetric-units", {"alike": True}, cure="init", where="features.0|features.0.weight"
+)
+@faulty(
+    "CNN",
+    "cnn-one-bad-batch",
+    "gradient-spike",
+    {"raw_at": 30, "raw_until": 31, "kind": "SGD", "lr": 0.02},
+    start=30,
+    cure="clipping",
+    also=("input-scale",),
+    where="<input>|features.0",
+    twin={"kind": "SGD", "lr": 0.02},
+)
+@faulty(
+    "CNN",
+    "cnn-features-slow",
+    "uneven-learning",
+    {"kind": "SGD", "lr": 0.02, "slow": 1e-5, "depth": 4},
+    cure="learning rate",
+    also=("update-too-small",),
+    where="features.*",
+    twin={"kind": "SGD", "lr": 0.02, "depth": 4},
 )
 def convolutional(
     seed: int,
@@ -177,6 +198,8 @@ def convolutional(
     epsilon: float | None = None,
     constant_at: int | None = None,
     raw_at: int | None = None,
+    raw_until: int = 1 << 30,
+    slow: float | None = None,
     alike: bool = False,
 ) -> Run:
     """Ten digits."""
@@ -197,8 +220,14 @@ def convolutional(
 
         batch = from_step(batch, constant_at, blank, constant_at + 1)
     if raw_at is not None:
-        batch = from_step(batch, raw_at, lambda x, y: ((x * std + mean) * 255, y))
-    return Run(model, optimizer_of(model, kind, lr), batch, F.cross_entropy)
+        batch = from_step(batch, raw_at, lambda x, y: ((x * std + mean) * 255, y), raw_until)
+    groups: Any = model
+    if slow is not None:
+        groups = [
+            {"params": list(model.features.parameters()), "lr": lr * slow},
+            {"params": list(model.head.parameters())},
+        ]
+    return Run(model, optimizer_of(groups, kind, lr), batch, F.cross_entropy)
 
 
 class Block(nn.Module):

@@ -309,7 +309,7 @@ def margin(epsilon: float) -> Any:
     cure="structural",
     where="encoder*|<root>",
     steps=50,
-    twin={"same": 25},
+    twin={"epsilon": 0.0},
 )
 def siamese(seed: int, epsilon: float = 1e-6, same: int | None = None) -> Run:
     """Whether two points are of one class; a pair of one point with itself has the distance 0."""

@@ -208,6 +208,17 @@ def two_classes(
     where="<input>|0|std",
     steps=40,
 )
+@faulty(
+    "MLP",
+    "reg-outlier-targets",
+    "gradient-spike",
+    {"outlier": 60, "kind": "SGD", "lr": 0.02},
+    start=60,
+    cure="clipping",
+    where="4|<root>|4.*",
+    steps=100,
+    twin={"kind": "SGD", "lr": 0.02},
+)
 def regression(
     seed: int,
     end: str = "none",
@@ -220,6 +231,7 @@ def regression(
     spread: float = 1.0,
     tails: bool = False,
     features: str = "",
+    outlier: int | None = None,
 ) -> Run:
     """One number from sixteen features."""
     model = net(16, 1, end, act=act)
@@ -231,6 +243,8 @@ def regression(
         y = spread * (y + offset)
         if tails:
             y = y + 0.5 * torch.distributions.StudentT(1.5).sample(y.shape).clamp(-50, 50)
+        if step == outlier:
+            y = y.index_fill(0, torch.tensor([5]), 2000.0)
         if features in scales:
             x = x * scales[features]
         elif features == "constant":

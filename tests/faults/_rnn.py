@@ -92,6 +92,17 @@ class Recurrent(nn.Module):
 @faulty(
     "RNN", "rnn-state-detached", "no-gradient", {"detach": True}, cure="structural", where="cell|act|inward", steps=80
 )
+@faulty(
+    "RNN",
+    "rnn-40-orthogonal-gain-3",
+    "exploding-gradient",
+    {"length": 40, "gain": 3.0},
+    cure="init",
+    where="cell|act",
+    also=("saturated-units", "init-mismatch"),
+    twin={"length": 40},
+    steps=60,
+)
 def recurrent(
     seed: int,
     length: int = 20,

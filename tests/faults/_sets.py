@@ -256,15 +256,6 @@ class Sine(nn.Module):
 )
 @faulty(
     "SIREN",
-    "siren-tiny-init",
-    "vanishing-activation",
-    {"scale": 3e-4},
-    cure="init",
-    also=("init-mismatch", "vanishing-gradient"),
-    steps=100,
-)
-@faulty(
-    "SIREN",
     "siren-coordinates-in-pixels",
     "input-scale",
     {"pixels": 128.0},

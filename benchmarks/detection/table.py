@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.detection.scoring import Outcome, Score
 
-HEAD = ("tool", "right family (first alarm)", "right family (any alarm)", "any alarm of faulty", "place", "false alarms of healthy")
+HEAD = (
+    "tool",
+    "right family (first alarm)",
+    "right family (any alarm)",
+    "any alarm of faulty",
+    "place",
+    "false alarms of healthy",
+)
 
 
 def row(cells: Iterable[str]) -> str:
@@ -36,7 +43,11 @@ def families(tool: str, found: Sequence[Outcome]) -> str:
         of_it = [one for one in mine if one.program.fault == fault]
         instead = [one.alarms[0].family if one.alarms else "nothing" for one in of_it if not one.first]
         said = ", ".join(f"{name} × {instead.count(name)}" for name in sorted(set(instead), key=instead.count)[::-1])
-        cells = [of(sum(one.first for one in of_it), len(of_it)), of(sum(one.any for one in of_it), len(of_it)), said or "–"]
+        cells = [
+            of(sum(one.first for one in of_it), len(of_it)),
+            of(sum(one.any for one in of_it), len(of_it)),
+            said or "–",
+        ]
         lines.append(row([fault, *cells]))
     return "\n".join(lines) + "\n"
 

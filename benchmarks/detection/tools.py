@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from benchmarks.detection.alarm import Tool
 from benchmarks.detection.autotrainer import autotrainer
-from benchmarks.detection.deepdiagnosis import deepdiagnosis
+from benchmarks.detection.deepdiagnosis import deepdiagnosis, without_input
 from benchmarks.detection.gradscope_rules import gradscope
 from benchmarks.detection.smdebug import smdebug
-from benchmarks.detection.thedeepchecker import thedeepchecker
+from benchmarks.detection.thedeepchecker import thedeepchecker, without_test
 
 PEERS: dict[str, Tool] = {
     "AWS Debugger": smdebug,
     "AutoTrainer": autotrainer,
     "DeepDiagnosis": deepdiagnosis,
+    "DeepDiagnosis without the input's rule": without_input,
     "TheDeepChecker": thedeepchecker,
+    "TheDeepChecker without the F-test": without_test,
 }
 TOOLS: dict[str, Tool] = {"GradScope": gradscope, **PEERS}
 

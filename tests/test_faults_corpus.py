@@ -77,3 +77,17 @@ def test_a_place_is_found_by_site_parameter_or_module_and_by_any_call() -> None:
     assert program.is_where("act#17")
     assert program.is_where("cell")
     assert not program.is_where("head")
+
+
+@pytest.mark.parametrize("program", [p for p in FAULTY if p.where is not None], ids=str)
+def test_the_place_of_a_fault_is_a_module_or_parameter_and_not_all_of_them(program: Program) -> None:
+    run = program.make(0)
+    watched = run.watched or run.model
+    names = [
+        "<root>",
+        "<input>",
+        *(name for name, _ in watched.named_modules() if name),
+        *dict(watched.named_parameters()),
+    ]
+    assert any(map(program.is_where, names))
+    assert not all(map(program.is_where, names))

@@ -1,7 +1,7 @@
 """`python -m benchmarks.detection [--half tune|held|all] [--seeds 3] [--tool NAME ...] [--out FOLDER] [--mistakes]`.
 
 Trains the corpus, asks every tool, and prints the scores in Markdown; with `--mistakes` also each one's mistakes. With
-`--out` the recordings stay in the folder, and a second call reads them instead of training again. `--names` takes globs.
+`--out` the recordings stay in the folder, and a second call reads them instead of training again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@
 | input | beyond [−1, 1] | input-scale |
 
 A mean of 0 counts of outputs and kernels' gradients; torch's own biases and norms begin with 0. Standardized inputs are
-beyond [−1, 1], so the rule about the input fires on most programs, and before all others: `without_input` leaves it out.
+beyond [−1, 1], so the rule about the input fires on most programs, before all others: `without_input` leaves it out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Moments are those of whole tensors, so three quantities are taken as of a Gaussian of that mean and standard deviation:
 mean |x| = √(2/π)·rms, the range from the 5th to the 95th percentile = 3.29·std, and the share of entries beyond
-a limit. The share of dead units follows from the zeros where dead units are not counted: half of a living ReLU's outputs are
-zeros, so z = dead + (1 − dead)/2.
+a limit. The share of dead units follows from the zeros: half of a living ReLU's outputs are zeros, so
+z = dead + (1 − dead)/2.
 """
 
 from __future__ import annotations

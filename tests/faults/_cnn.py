@@ -339,7 +339,7 @@ def residual(
     {"relu": True},
     cure="structural",
     also=("dead-units",),
-    where="*|<root>",
+    where="end|head|<root>",
 )
 @faulty("CNN", "cnn-softmax-cross-entropy", "output-pairing", {"softmax": True}, cure="structural", where="end|<root>")
 def separable(seed: int, relu: bool = False, softmax: bool = False) -> Run:

@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
     where="encoder.4|encoder.3|encoder.3.*",
     twin={"code": nn.ReLU},
     also=("collapsed-batch",),
-    steps=80,
+    steps=160,
 )
 @faulty(
     "autoencoder",
@@ -83,7 +83,7 @@ class Autoencoder(nn.Module):
     cure="structural",
     where="encoder.*",
     twin={"bottleneck": 4},
-    steps=120,
+    steps=200,
 )
 @faulty(
     "autoencoder",
@@ -299,7 +299,7 @@ class Adversaries(nn.Module):
     {"lr": 50.0},
     cure="learning rate",
     also=("exploding-activation", "dead-units"),
-    steps=100,
+    steps=160,
 )
 @faulty(
     "GAN",

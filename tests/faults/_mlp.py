@@ -30,7 +30,7 @@ def stack(depth: int, width: int, act: str, norm: str | None = None, dim: int = 
 
 @healthy("MLP", "mlp-relu-4-default")
 @healthy("MLP", "mlp-relu-4-he-sgd", {"init": "he", "kind": "SGD", "lr": 0.05})
-@healthy("MLP", "mlp-relu-20-he", {"depth": 20, "init": "he", "lr": 1e-3})
+@healthy("MLP", "mlp-relu-20-he", {"depth": 20, "init": "he", "lr": 1e-3}, steps=100)
 @healthy("MLP", "mlp-tanh-10-glorot", {"depth": 10, "act": "tanh", "init": "glorot", "lr": 1e-3})
 @healthy("MLP", "mlp-selu-20-lecun", {"depth": 20, "act": "selu", "init": "lecun", "kind": "SGD", "lr": 0.01})
 @healthy("MLP", "mlp-gelu-8", {"depth": 8, "act": "gelu", "lr": 2e-3})

@@ -131,7 +131,7 @@ def two_classes(
 @healthy("MLP", "reg-huber-sgd", {"loss": F.smooth_l1_loss, "kind": "SGD", "lr": 0.03}, steps=150)
 @healthy("MLP", "reg-l1-tanh-net", {"loss": F.l1_loss, "act": nn.Tanh}, steps=120)
 @healthy("MLP", "reg-heavy-tailed-noise", {"loss": F.smooth_l1_loss, "tails": True}, steps=120, goal=2.0)
-@healthy("MLP", "reg-batch-of-one", {"size": 1, "lr": 1e-3}, steps=300)
+@healthy("MLP", "reg-batch-of-one", {"size": 1, "lr": 1e-3}, steps=300, goal=0.6)
 @healthy("MLP", "reg-positive-softplus", {"end": "softplus", "offset": 3.0}, steps=60)
 @healthy("MLP", "reg-large-offset", {"offset": 5.0}, steps=60)
 @healthy("MLP", "reg-constant-and-binary-features", {"features": "constant"}, steps=100)

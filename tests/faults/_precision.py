@@ -85,7 +85,7 @@ class To(nn.Module):
     "dtype-overflow",
     {"autocast": HALF, "factor": 3e4},
     cure="scale",
-    where="<root>|*",
+    where="head|<root>",
     also=("non-finite",),
     twin={"factor": 0.125},
 )

@@ -32,7 +32,7 @@ class Graph(nn.Module):
         return self.head(x)
 
 
-@healthy("GNN", "gcn-2")
+@healthy("GNN", "gcn-2", steps=100)
 @healthy("GNN", "gcn-4-with-skips", {"layers": 4, "skip": True})
 @faulty(
     "GNN",

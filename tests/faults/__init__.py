@@ -7,16 +7,25 @@ tuned and one that is held back. `python -m tests.faults [NAME ...]` trains them
 from __future__ import annotations
 
 from tests.faults import (  # noqa: F401  (each registers its programs)
+    _adapters,
+    _autoencoder,
     _cnn,
-    _generative,
+    _decoder,
+    _density,
+    _encoder,
+    _experts,
+    _fields,
+    _gan,
+    _gated,
     _late,
     _mlp,
-    _modern,
     _outputs,
+    _pairs,
     _precision,
+    _regression,
+    _resnet,
     _rnn,
     _sets,
-    _transformer,
 )
 from tests.faults._program import FAMILIES, Half, Program, Run, has_learned, is_worse, order, train
 from tests.faults._registry import PROGRAMS

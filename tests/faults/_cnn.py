@@ -1,4 +1,4 @@
-"""Convolutional networks and residual networks on the handwritten digits."""
+"""Convolutional networks on the handwritten digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.faults._data import digits, from_step
-from tests.faults._parts import ACTIVATIONS, Detach, error_rate, initialize, optimizer_of
+from tests.faults._parts import ACTIVATIONS, Detach, initialize, optimizer_of
 from tests.faults._program import Run
 from tests.faults._registry import faulty, healthy
 
@@ -143,7 +143,7 @@ MEAN, STD = 0.305, 0.376
     start=20,
     cure="structural",
     where="0",
-    twin={"epsilon": 1e-5, "constant_at": 20},
+    twin={"epsilon": 0.0},
     steps=50,
 )
 @faulty(
@@ -158,6 +158,27 @@ MEAN, STD = 0.305, 0.376
 )
 @faulty(
     "CNN", "cnn-filters-alike", "symmetric-units", {"alike": True}, cure="init", where="features.0|features.0.weight"
+)
+@faulty(
+    "CNN",
+    "cnn-one-bad-batch",
+    "gradient-spike",
+    {"raw_at": 30, "raw_until": 31, "kind": "SGD", "lr": 0.02},
+    start=30,
+    cure="clipping",
+    also=("input-scale",),
+    where="<input>|features.0",
+    twin={"kind": "SGD", "lr": 0.02},
+)
+@faulty(
+    "CNN",
+    "cnn-features-slow",
+    "uneven-learning",
+    {"kind": "SGD", "lr": 0.02, "slow": 1e-5, "depth": 4},
+    cure="learning rate",
+    also=("update-too-small",),
+    where="features.*",
+    twin={"kind": "SGD", "lr": 0.02, "depth": 4},
 )
 def convolutional(
     seed: int,
@@ -177,6 +198,8 @@ def convolutional(
     epsilon: float | None = None,
     constant_at: int | None = None,
     raw_at: int | None = None,
+    raw_until: int = 1 << 30,
+    slow: float | None = None,
     alike: bool = False,
 ) -> Run:
     """Ten digits."""
@@ -197,136 +220,11 @@ def convolutional(
 
         batch = from_step(batch, constant_at, blank, constant_at + 1)
     if raw_at is not None:
-        batch = from_step(batch, raw_at, lambda x, y: ((x * std + mean) * 255, y))
-    return Run(model, optimizer_of(model, kind, lr), batch, F.cross_entropy)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, norm: str, pre: bool) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")
-        self.norm1 = NORMS[norm](width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=norm == "none")
-        self.norm2 = NORMS[norm](width)
-        self.pre = pre
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pre:
-            return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
-        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
-
-
-class ResNet(nn.Module):
-    def __init__(self, blocks: int, width: int, norm: str, pre: bool, residual_scale: float = 1.0) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1)
-        self.blocks = nn.Sequential(*(Block(width, norm, pre) for _ in range(blocks)))
-        self.pool = nn.AdaptiveAvgPool2d(2)
-        self.head = nn.Linear(4 * width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
-
-
-@healthy("ResNet", "resnet-3-batchnorm")
-@healthy("ResNet", "resnet-8-preactivation", {"blocks": 8, "pre": True}, steps=40)
-@healthy("ResNet", "resnet-8-zero-gamma", {"blocks": 8, "zero": "gamma"}, steps=40)
-@healthy(
-    "ResNet", "resnet-16-fixup-like", {"blocks": 16, "norm": "none", "zero": "conv", "pre": True, "lr": 1e-3}, steps=30
-)
-@healthy("ResNet", "resnet-3-groupnorm-sgd", {"norm": "group", "kind": "SGD", "lr": 0.03})
-@faulty(
-    "ResNet",
-    "resnet-24-without-norm",
-    "exploding-activation",
-    {"blocks": 24, "norm": "none", "init": "he", "pre": True},
-    cure="norm",
-    also=("exploding-gradient", "init-mismatch"),
-    where="blocks.*",
-    steps=20,
-    twin={"blocks": 24, "pre": True},
-)
-@faulty(
-    "ResNet",
-    "resnet-lr-huge",
-    "update-too-large",
-    {"kind": "SGD", "lr": 20.0},
-    cure="learning rate",
-    also=("exploding-activation",),
-    twin={"kind": "SGD", "lr": 0.05},
-)
-@faulty(
-    "ResNet",
-    "resnet-head-not-in-optimizer",
-    "no-gradient",
-    {"forget": True, "lr": 1e-3, "constant_head": True},
-    cure="structural",
-    where="head|head.*",
-    twin={"lr": 1e-3, "constant_head": True},
-    also=("symmetric-units",),
-)
-@faulty(
-    "ResNet",
-    "resnet-clip-tiny",
-    "clipping-always",
-    {"clip": 1e-3, "kind": "SGD", "lr": 0.03},
-    cure="clipping",
-    also=("update-too-small",),
-    twin={"kind": "SGD", "lr": 0.03},
-)
-def residual(
-    seed: int,
-    blocks: int = 3,
-    norm: str = "batch",
-    pre: bool = False,
-    init: Any = "he",
-    zero: str = "",
-    kind: str = "Adam",
-    lr: float = 3e-3,
-    forget: bool = False,
-    constant_head: bool = False,
-    clip: float | None = None,
-) -> Run:
-    """A residual network on the digits."""
-    model = ResNet(blocks, 12, norm, pre)
-    initialize(model, init)
-    for block in model.blocks:
-        if zero == "gamma":
-            nn.init.zeros_(block.norm2.weight)  # type: ignore[union-attr, arg-type]
-        elif zero == "conv":
-            nn.init.zeros_(block.conv2.weight)  # type: ignore[union-attr, arg-type]
-    chosen = [p for name, p in model.named_parameters() if not (forget and name.startswith("head"))]
-    if constant_head:
-        nn.init.zeros_(model.head.weight)
-    optimizer = optimizer_of(chosen, kind, lr)
-    return Run(model, optimizer, digits(seed, 32, MEAN, STD), F.cross_entropy, clip=clip)
-
-
-@healthy("CNN", "depthwise-separable")
-@faulty(
-    "CNN",
-    "cnn-logits-relu",
-    "output-pairing",
-    {"relu": True},
-    cure="structural",
-    also=("dead-units",),
-    where="*|<root>",
-)
-@faulty("CNN", "cnn-softmax-cross-entropy", "output-pairing", {"softmax": True}, cure="structural", where="end|<root>")
-def separable(seed: int, relu: bool = False, softmax: bool = False) -> Run:
-    """Depthwise and pointwise convolutions."""
-    end: nn.Module = nn.ReLU() if relu else nn.Softmax(1) if softmax else nn.Identity()
-    from collections import OrderedDict
-
-    layers: list[tuple[str, nn.Module]] = [("stem", nn.Conv2d(1, 16, 3, padding=1)), ("act", nn.ReLU())]
-    for i in range(3):
-        layers += [
-            (f"depth{i}", nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)),
-            (f"point{i}", nn.Conv2d(16, 16, 1, bias=False)),
+        batch = from_step(batch, raw_at, lambda x, y: ((x * std + mean) * 255, y), raw_until)
+    groups: Any = model
+    if slow is not None:
+        groups = [
+            {"params": list(model.features.parameters()), "lr": lr * slow},
+            {"params": list(model.head.parameters())},
         ]
-        layers += [(f"norm{i}", nn.BatchNorm2d(16)), (f"act{i}", nn.ReLU())]
-    layers += [("pool", nn.AdaptiveAvgPool2d(2)), ("flat", nn.Flatten()), ("head", nn.Linear(64, 10)), ("end", end)]
-    model = nn.Sequential(OrderedDict(layers))
-    return Run(
-        model, optimizer_of(model, "Adam", 5e-3), digits(seed, 32, MEAN, STD), F.cross_entropy, metric=error_rate
-    )
+    return Run(model, optimizer_of(groups, kind, lr), batch, F.cross_entropy)

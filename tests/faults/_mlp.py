@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.faults._data import mixture
-from tests.faults._parts import ACTIVATIONS, Detach, Exp, initialize, optimizer_of
+from tests.faults._parts import ACTIVATIONS, Call, Detach, Exp, initialize, optimizer_of
 from tests.faults._program import Run
 from tests.faults._registry import faulty, healthy
 
@@ -30,7 +30,7 @@ def stack(depth: int, width: int, act: str, norm: str | None = None, dim: int = 
 
 @healthy("MLP", "mlp-relu-4-default")
 @healthy("MLP", "mlp-relu-4-he-sgd", {"init": "he", "kind": "SGD", "lr": 0.05})
-@healthy("MLP", "mlp-relu-20-he", {"depth": 20, "init": "he", "lr": 1e-3})
+@healthy("MLP", "mlp-relu-20-he", {"depth": 20, "init": "he", "lr": 1e-3}, steps=100)
 @healthy("MLP", "mlp-tanh-10-glorot", {"depth": 10, "act": "tanh", "init": "glorot", "lr": 1e-3})
 @healthy("MLP", "mlp-selu-20-lecun", {"depth": 20, "act": "selu", "init": "lecun", "kind": "SGD", "lr": 0.01})
 @healthy("MLP", "mlp-gelu-8", {"depth": 8, "act": "gelu", "lr": 2e-3})
@@ -274,6 +274,63 @@ def stack(depth: int, width: int, act: str, norm: str | None = None, dim: int = 
     where="2|3",
     twin={"depth": 5},
 )
+@faulty(
+    "MLP",
+    "mlp-tanh-30-chaotic",
+    "exploding-gradient",
+    {"depth": 30, "act": "tanh", "init": 0.35, "kind": "SGD", "lr": 0.01},
+    cure="init",
+    also=("init-mismatch", "saturated-units"),
+    twin={"depth": 30, "act": "tanh", "init": "glorot", "kind": "SGD", "lr": 0.01},
+)
+@faulty(
+    "MLP",
+    "mlp-batchnorm-60",
+    "exploding-gradient",
+    {"depth": 60, "norm": "batch", "kind": "SGD", "lr": 0.02},
+    cure="structural",
+    steps=30,
+    twin={"depth": 6, "norm": "batch", "kind": "SGD", "lr": 0.02},
+)
+@faulty(
+    "MLP",
+    "mlp-selu-40-gain-2",
+    "exploding-activation",
+    {"depth": 40, "act": "selu", "init": 0.25, "kind": "SGD", "lr": 1e-3},
+    cure="init",
+    also=("init-mismatch", "exploding-gradient"),
+    twin={"depth": 40, "act": "selu", "init": "lecun", "kind": "SGD", "lr": 5e-3},
+)
+@faulty(
+    "MLP",
+    "mlp-gelu-24-default",
+    "default-init",
+    {"depth": 24, "act": "gelu", "lr": 1e-3},
+    cure="init",
+    also=("vanishing-gradient", "init-mismatch", "vanishing-activation"),
+    twin={"depth": 24, "act": "gelu", "init": "he", "lr": 1e-3},
+)
+@faulty("MLP", "mlp-mask-inverted", "collapsed-batch", {"bug": "mask"}, cure="structural", where="0|1")
+@faulty("MLP", "mlp-mean-over-batch", "collapsed-batch", {"bug": "mean"}, cure="structural", where="4|5")
+@faulty(
+    "MLP",
+    "mlp-norm-of-one-feature",
+    "collapsed-batch",
+    {"bug": "norm"},
+    cure="structural",
+    where="4|5|4.*",
+    also=("vanishing-gradient", "no-gradient"),
+)
+@faulty(
+    "MLP",
+    "mlp-rounded-in-the-middle",
+    "no-gradient",
+    {"bug": "round"},
+    cure="structural",
+    where="4|3|[0-3]*",
+    also=("vanishing-gradient",),
+    twin={"init": "he", "lr": 1e-3},
+)
 def classifier(
     seed: int,
     depth: int = 4,
@@ -298,6 +355,7 @@ def classifier(
     slow: float | None = None,
     fast: float | None = None,
     squeeze: bool = False,
+    bug: str | None = None,
 ) -> Run:
     """Ten classes; cross-entropy."""
     model = initialize(stack(depth, width, act, norm), init, bias)
@@ -305,6 +363,8 @@ def classifier(
         model.insert(len(model) - 1, nn.Dropout(drop))
     if squeeze:  # a factor written twice by mistake
         model = nn.Sequential(*model[:3], nn.Linear(width, width), Shrink(), *model[3:])
+    if bug is not None:
+        model.insert(0 if bug == "mask" else 4, mistake(bug, width))
     if fill is not None:
         for p in model.parameters():
             nn.init.constant_(p, fill)
@@ -342,3 +402,14 @@ class Shrink(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 1e-5
+
+
+def mistake(bug: str, width: int) -> nn.Module:
+    """A layer that nobody meant to write like this."""
+    found: dict[str, nn.Module] = {
+        "mask": Call(lambda x: x * (x.abs() < 0).float()),
+        "mean": Call(lambda x: x.mean(0, keepdim=True).expand_as(x)),
+        "norm": nn.Sequential(nn.Linear(width, 1), nn.LayerNorm(1), nn.Linear(1, width)),
+        "round": Call(torch.round),
+    }
+    return found[bug]

@@ -32,6 +32,19 @@ class Wide(nn.Module):
         return self.head(x + torch.softmax(scores, -1) @ self.value(x))
 
 
+class Rms(nn.Module):
+    """The root mean square of a residual stream with outliers, written out in whatever type comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Linear(64, 64)
+        nn.init.normal_(self.inward.weight, std=20.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inward(x)
+        return x / ((x * x).sum(-1, keepdim=True) / 64).sqrt()
+
+
 class To(nn.Module):
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -72,7 +85,7 @@ class To(nn.Module):
     "dtype-overflow",
     {"autocast": HALF, "factor": 3e4},
     cure="scale",
-    where="<root>|*",
+    where="head|<root>",
     also=("non-finite",),
     twin={"factor": 0.125},
 )
@@ -130,6 +143,25 @@ class To(nn.Module):
     also=("dtype-underflow",),
     twin={"pure": BRAIN, "kind": "SGD", "lr": 0.1},
 )
+@faulty(
+    "mixed precision",
+    "fp16-sum-of-squares-overflows",
+    "dtype-overflow",
+    {"autocast": HALF, "norm": True},
+    cure="structural",
+    where="0|0.*",
+    also=("non-finite",),
+    twin={"autocast": BRAIN, "norm": True},
+)
+@faulty(
+    "mixed precision",
+    "fp16-weights-update-lost",
+    "update-too-small",
+    {"pure": HALF, "kind": "SGD", "lr": 3e-5, "momentum": 0.0},
+    cure="learning rate",
+    also=("dtype-underflow",),
+    twin={"pure": HALF, "kind": "SGD", "lr": 0.1},
+)
 def precision(
     seed: int,
     autocast: torch.dtype | None = None,
@@ -144,9 +176,12 @@ def precision(
     kind: str = "Adam",
     lr: float = 3e-3,
     momentum: float = 0.9,
+    norm: bool = False,
 ) -> Run:
     """Ten classes in half precision."""
     model: nn.Module = Wide(factor) if factor is not None else initialize(stack(4, 64, "relu"), init)
+    if norm:
+        model = nn.Sequential(Rms(), model)
     if pure is not None:
         model = To(model, pure)
     more = {"momentum": momentum} if kind == "SGD" else {}

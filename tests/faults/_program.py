@@ -98,7 +98,7 @@ class Program:
         steps: how many steps to train.
         make: seed -> the program.
         twin: seed -> the same program without the fault.
-        cure: what cures it; `structural` where no change of initial weights, scale, rate, clipping or norms does.
+        cure: what cures it; `structural` where no change of initial weights, scale, rate, clipping, norm does.
         goal: where a healthy program's loss has to end; None is four fifths of where it began.
         static: what shows the fault after training where the loss does not suffer from it.
     """

@@ -7,6 +7,7 @@ from gradscope.diagnosis._finding import SEVERITIES, Direction, Finding, Severit
 from gradscope.diagnosis._findings import Findings
 from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._registry import RULES, Rule
+from gradscope.diagnosis._summary import Summary, summary
 
 __all__ = [
     "RULES",
@@ -17,6 +18,8 @@ __all__ = [
     "Limits",
     "Rule",
     "Severity",
+    "Summary",
     "diagnose",
     "rule_names",
+    "summary",
 ]

@@ -3,9 +3,9 @@
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
 
-Exit codes: 0 fine; 1 a finding at least as severe as `--fail-on` says (`show`, `probe` and `predict`: an error; `audit`:
-a warning); 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error; 130 interrupted. (A sweep
-contains sick pairs by design: they are no findings.)
+Exit codes: 0 fine; 1 a finding as severe as `--fail-on` says (of `show`, `probe` and `predict` an error, of `audit` a
+warning, unless it says otherwise); 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error;
+130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def summary(recording: Recording, findings: Findings | None = None) -> Summary:
     forward, layers = _slope(recording, "activation", step)
     backward, behind = _slope(recording, "activation_grad", step)
     silent = ""
-    if worst is None and not (recording.recorded("activation").any() or recording.recorded("activation_grad").any()):
-        silent = "no step is recorded yet" if not len(recording.steps) else "neither activation nor gradient is recorded"
+    if worst is None and not any(recording.recorded(signal).any() for signal in _FLOWING):
+        silent = "neither activation nor gradient is recorded" if len(recording.steps) else "no step is recorded yet"
     return Summary(
         severity=found.worst,
         rule="" if worst is None else worst.rule,
@@ -108,7 +108,7 @@ def _said(one: Finding, forward: float, backward: float) -> str:
     where = one.frontier.name if one.frontier is not None else one.sites[0] if one.sites else ""
     since = f", step {one.steps[0]}" if one.steps else ""
     parts = [f"{one.rule}{f' from {where}' if where else ''}{since}"]
-    if one.value is not None and math.isfinite(one.value):
+    if one.value is not None and math.isfinite(one.value) and one.rule != "non-finite":  # step and cause say it
         parts[0] += f": {_measured(one, forward, backward)}"
     if one.causes:
         parts.append(f"cause: {_first_words(one.causes[0])}")

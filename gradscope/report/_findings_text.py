@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gradscope.diagnosis import SEVERITIES, Finding, Findings
-from gradscope.recording import Recording
+from gradscope.recording import Recording, Signal
+from gradscope.recording._profile import BAND_DECADES
 from gradscope.report._words import signed
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _MOST_SITES, _MOST_CAUSES = 4, 3
-_HEARD = {"error": "ERROR", "warning": "WARNING", "note": "note"}
+_CHANGES: dict[Signal, str] = {"activation": "the activation changes", "activation_grad": "the gradient"}
+_CALLED = {"error": "ERROR", "warning": "WARNING", "note": "note"}
 
 
 def findings_text(findings: Findings, recording: Recording | None = None) -> RenderableType:
@@ -39,16 +41,14 @@ def findings_text(findings: Findings, recording: Recording | None = None) -> Ren
 
 def nothing(recording: Recording | None) -> str:
     """That nothing was found, and the slopes."""
-    slopes = [] if recording is None else list(_slopes(recording))
-    return f"No fault found: {' and '.join(slopes)}." if slopes else "No fault found."
-
-
-def _slopes(recording: Recording) -> Iterator[str]:
-    for signal, word in (("activation", "the activation changes by"), ("activation_grad", "its gradient by")):
-        if recording.recorded(signal).any():  # type: ignore[arg-type]
-            profile = recording.profile(signal)  # type: ignore[arg-type]
-            if math.isfinite(profile.decades_per_layer):
-                yield f"{word} {signed(profile.decades_per_layer, 2)} decades per layer"
+    profiles = [] if recording is None else [recording.profile(s) for s in _CHANGES if recording.recorded(s).any()]
+    known = [p for p in profiles if math.isfinite(p.decades_per_layer)]
+    if not known:
+        return "No fault found."
+    slopes = " and ".join(f"{_CHANGES[p.signal]} by {signed(p.decades_per_layer, 2)}" for p in known)
+    steep = any(abs(p.decades_per_layer) * p.layers.sum() > BAND_DECADES for p in known)
+    design = " Poolings, strides, norms and branches change sizes by design." if steep else ""
+    return f"No fault found: {slopes} decades per layer.{design}"
 
 
 def not_judged(findings: Findings) -> str:
@@ -76,7 +76,7 @@ def _counts(findings: Findings) -> str:
 
 
 def _block(one: Finding) -> Iterator[RenderableType]:
-    yield Text.assemble("\n", (_HEARD[one.severity], STYLES[one.severity]), " ", (one.rule, "bold"))
+    yield Text.assemble("\n", (_CALLED[one.severity], STYLES[one.severity]), " ", (one.rule, "bold"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
@@ -90,12 +90,13 @@ def _rows(one: Finding) -> Iterator[tuple[str, str, str]]:
     where = _where(one)
     if where:
         yield "where", where, ""
-    for i, cause in enumerate(one.causes[:_MOST_CAUSES]):
+    causes = [cause for cause in one.causes if cause not in one.explanation]
+    for i, cause in enumerate(causes[:_MOST_CAUSES]):
         yield "" if i else "why", cause, ""
     if one.remedy:
         yield "what to do", one.remedy, "green"
     if one.consequences:
-        yield "follows", "; ".join(one.consequences), "dim"
+        yield "also seen", "; ".join(one.consequences), "dim"
     if one.reference:
         yield "read", one.reference, "dim"
 

@@ -15,7 +15,6 @@ from gradscope.report._words import NAMES, map_sentence, profile_sentence, updat
 from gradscope.report._write import save_png
 from gradscope.report.figures import depth_step_heatmap, profile, update_to_weight
 
-
 SCHEMA = 2
 """Of a recording's `index.json`: since 2 a first sick site is that of a finding, and no longer of the healthy band."""
 

@@ -40,13 +40,14 @@ def run_text(recording: Recording, note: str = "", findings: Findings | None = N
     sick = {signal: sick_sites(findings, recording, signal) for signal in (*FLOWING, "update")}
     table = _table(recording, profiles, sick)
     marks = [Text("✕ a site of a finding", style="dim")] if any(sick.values()) else []
-    return Group(*first, title, table, *marks, Text(), *lines, *_said(recording), *notes)
+    return Group(*first, title, table, *marks, Text(), *lines, *_said(recording, findings), *notes)
 
 
-def _said(recording: Recording) -> Iterator[Text]:
+def _said(recording: Recording, findings: Findings | None) -> Iterator[Text]:
     """What the recorder has noted: the first NaN or infinity, skipped steps, what it sampled or could not observe."""
     first = recording.facts.get("first_nonfinite")
-    if first:
+    found = any(one.rule in ("non-finite", "dtype-overflow") for one in findings or ())
+    if first and not found:
         yield Text(f"The first NaN or infinity: {first['sentence']}.", style="bold red")
     skipped = recording.steps[recording.skipped]
     if len(skipped):

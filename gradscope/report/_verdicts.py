@@ -42,10 +42,9 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """With depth, severity and step."""
+        """With depth and step."""
         when = "" if self.since is None else f", since step {self.since}"
-        rule = f"{self.finding.rule}, {self.finding.severity}"
-        return f"first sick site: {self.site.name} (depth {self.site.depth}{when}): {rule}"
+        return f"first sick site: {self.label}, depth {self.site.depth}{when}"
 
 
 def verdicts(findings: Findings | None, recording: Recording, signal: Signal) -> tuple[Verdict, ...]:

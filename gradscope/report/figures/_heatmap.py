@@ -139,8 +139,8 @@ def _marks(axes: Axes, shown: StepMap) -> None:
     for one in shown.verdicts:
         at = int(np.searchsorted(shown.steps, one.since or 0))
         step, row = shown.steps[min(at, len(shown.steps) - 1)], shown.sites.index(one.site)
-        label = f"first sick site: {one.label}"
-        axes.plot([step], [row], "X", color=VERMILION, markersize=9, markeredgecolor="white", clip_on=False, label=label)
+        style: dict[str, Any] = {"color": VERMILION, "markersize": 9, "markeredgecolor": "white", "clip_on": False}
+        axes.plot([step], [row], "X", label=f"first sick site: {one.label}", **style)
     axes.set_ylim(-0.5, len(shown.sites) - 0.5)
 
 
@@ -170,8 +170,8 @@ def _legend(figure: Figure, shown: StepMap, left: float) -> None:
     if (np.isnan(shown.log10_rms) & ~shown.nonfinite & ~shown.zero).any():
         entries.append((Patch(facecolor=_NOTHING), "no data"))
     if shown.verdicts:
-        cross = {"linestyle": "none", "marker": "X", "markersize": 8, "markeredgecolor": "white"}
-        entries.append((Line2D([], [], color=VERMILION, **cross), "first sick site, where it begins"))  # type: ignore[arg-type]
+        cross: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 8, "markeredgecolor": "white"}
+        entries.append((Line2D([], [], color=VERMILION, **cross), "first sick site, where it begins"))
     if shown.skipped.any():
         entries.append((Line2D([], [], color=SOFT, linestyle="none", marker="v", markersize=5), "step skipped"))
     if entries:

@@ -19,6 +19,7 @@ from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
 from gradscope.report._verdicts import DEPTH_RULES
 from gradscope.report._words import NAMES, profile_sentence, sampled, signed, small_print
 from gradscope.report.figures._axes import decade_axis, depth_axis, span, top_note
+from gradscope.report.figures._marks import mark_verdicts
 
 _SHADES = {
     "forward": {"first": "#7fb5d8", "middle": "#2f86bd", "last": "#003f63", "only": "#003f63"},
@@ -27,7 +28,7 @@ _SHADES = {
 _DASHES = {"first": (0, (1, 1.6)), "middle": (0, (5, 2)), "last": "solid", "only": "solid"}
 _MARKERS = {"first": "^", "middle": "s", "last": "o", "only": "o"}
 _FLOWS = {"forward": "depth    (the signal flows →)", "backward": "depth    (← the gradient flows)"}
-_MOST_NAMES, _LONGEST_NAME, _MOST_MARKS, _LONGEST_LABEL = 26, 24, 2, 40
+_MOST_NAMES, _LONGEST_NAME = 26, 24
 _BAND, _THEORY = "#d2d2d2", (0, (5, 3))
 
 
@@ -76,6 +77,7 @@ def profile(
         _theory(axes, theory)
     for line in lines:
         _draw(axes, line)
+    mark_verdicts(axes, lines, _SHADES[direction])
     if names:
         _name_axis(axes, names)
     _legend(figure, lines, bool(np.isfinite(band[0])), theory)
@@ -130,25 +132,6 @@ def _draw(axes: Axes, line: Line) -> None:
         markevery=max(1, int(layers.sum()) // 14),
         label=f"step {p.step}",
     )
-    for one in {one.site: one for one in reversed(line.verdicts)}.values():  # of one site, the worst
-        at = p.sites.index(one.site)
-        low, high = axes.get_ylim()
-        height = y[at] if np.isfinite(y[at]) else low  # an exact 0 or nothing finite: at the floor of the picture
-        axes.plot(
-            [p.depth[at]],
-            [min(height, high)],
-            "X",
-            color=colour,
-            markersize=9,
-            markeredgecolor="white",
-            clip_on=False,
-            zorder=4,
-            label=f"first sick site: {one.label}",
-        )
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else "…" + label[-(_LONGEST_LABEL - 1) :]
 
 
 def _names(line: Line) -> list[Site]:
@@ -188,7 +171,7 @@ def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: Expecte
         colour = _SHADES[lines[-1].profile.direction]["last"]
         handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))
         labels.append("other sites, last step")
-    for one in [one for line in lines for one in line.verdicts][:_MOST_MARKS]:
+    if any(line.verdicts for line in lines):
         handles.append(Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white"))
-        labels.append(f"first sick site: {_short(one.label)}")
+        labels.append("first sick site")
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +45,20 @@ class Output:
         elif not self.quiet:
             print(text, flush=True)
 
+    def print_rich(self, document: dict[str, Any], parts: Callable[[], Sequence[RenderableType]]) -> None:
+        """Print the JSON document, or what is made in its place, as wide as the terminal is."""
+        if self.json or self.quiet:
+            self.print_document(document, "")
+        else:
+            from gradscope.report._terminal import console
+
+            console().print(*parts())
+
     def print_report(self, report: Report, text: Callable[[], RenderableType]) -> None:
         """Print `index.json`, or the text and where the pictures are."""
-        if self.json or self.quiet:
-            self.print_document(report.document, "")
-        else:
-            from gradscope.report._terminal import console, pictures_text
+        from gradscope.report._terminal import pictures_text
 
-            console().print(text(), pictures_text(report))
+        self.print_rich(report.document, lambda: [text(), pictures_text(report)])
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str], Progress | None]]:

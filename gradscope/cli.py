@@ -1,10 +1,11 @@
-"""`gradscope-report`: sweep, show, probe, predict, audit, activation, export, merge, verify.
+"""`gradscope-report`: sweep, show, probe, predict, audit, rules, activation, export, merge, verify.
 
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
 
-Exit codes: 0 fine; 1 `audit` found an error or a warning; 2 wrong usage or unreadable input, with one sentence on
-stderr; 3 an internal error; 130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
+Exit codes: 0 fine; 1 a finding as severe as `--fail-on` says (of `show`, `probe` and `predict` an error, of `audit` a
+warning, unless it says otherwise); 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error;
+130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 from gradscope._cli_output import Mistake, Output
 
 if TYPE_CHECKING:
+    from gradscope.diagnosis import Findings
     from gradscope.recording import Recording
 
 NAME = "gradscope-report"
@@ -107,6 +109,9 @@ Runs = Annotated[
     typer.Argument(metavar="RUN.gscope...", help="The recordings of the ranks of one run.", show_default=False),
 ]
 MergeOut = Annotated[Path, typer.Option(help="The file to write.", dir_okay=False, metavar="MERGED.gscope")]
+FailOn = Annotated[
+    str, typer.Option(metavar="[warning|error|never]", help="Exit with 1 where a finding is at least that severe.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a recording that is there.")]
 _REPORTS = Path("reports")
 
@@ -157,20 +162,36 @@ def sweep(
 
 
 @app.command()
-def show(run: Run, expected: ExpectedRun = None, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
-    """Draw a recorded run: profiles, depth against step, update-to-weight ratio."""
+def show(
+    run: Run,
+    expected: ExpectedRun = None,
+    fail_on: FailOn = "error",
+    out: Out = _REPORTS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What is wrong in a recorded run, where and why; draws profiles, depth against step, update-to-weight ratio."""
+    limit = _severities(fail_on)
     from gradscope.recording import Recording
 
     recording = Recording.load(run)
     theory = None if expected is None else Recording.load(expected)
     if theory is not None and theory.facts.get("source") != "theory":
         raise Mistake(f"--expected {expected} is no prediction; gradscope.predict(model, inputs).save(path) makes one")
-    _report_run(recording, Output(out, json, quiet), theory)
+    _report_run(recording, Output(out, json, quiet), limit, theory)
 
 
 @app.command()
-def probe(factory: Factory, batch: Batch = None, out: Out = _REPORTS, json: Json = False, quiet: Quiet = False) -> None:
-    """One forward and one backward of your own model on one batch."""
+def probe(
+    factory: Factory,
+    batch: Batch = None,
+    fail_on: FailOn = "error",
+    out: Out = _REPORTS,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """One forward and one backward of your own model on one batch: what is wrong, where and why."""
+    limit = _severities(fail_on)
     from gradscope import _user_model
 
     user = _user_model.load(factory, batch)
@@ -180,7 +201,7 @@ def probe(factory: Factory, batch: Batch = None, out: Out = _REPORTS, json: Json
         expected = _user_model.predict(user, None)
     except Mistake as error:
         note = f"No theory is drawn: {str(error).rstrip('.')}."
-    _report_run(recording, Output(out, json, quiet), expected, note)
+    _report_run(recording, Output(out, json, quiet), limit, expected, note)
 
 
 @app.command()
@@ -188,28 +209,42 @@ def predict(
     factory: Factory,
     init: Scheme = None,
     batch: Batch = None,
+    fail_on: FailOn = "error",
     out: Out = _REPORTS,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """What theory expects of your own model, on the meta device too: no step, no memory for its weights."""
+    limit = _severities(fail_on)
     from gradscope import _user_model
 
     recording = _user_model.predict(_user_model.load(factory, batch), init)
     note = "A gradient of rms 1 enters at the output, whatever the loss: a run's own may be larger or smaller."
-    _report_run(recording, Output(out, json, quiet), note=note)
+    _report_run(recording, Output(out, json, quiet), limit, note=note)
 
 
 @app.command()
-def audit(factory: Factory, batch: Batch = None, json: Json = False, quiet: Quiet = False) -> None:
+def audit(
+    factory: Factory, batch: Batch = None, fail_on: FailOn = "warning", json: Json = False, quiet: Quiet = False
+) -> None:
     """What is wrong with the initial weights of your own model; exit code 1 where something is worse than a note."""
+    limit = _severities(fail_on)
     from gradscope import _user_model
 
     found = _user_model.audit(_user_model.load(factory, batch, needs_batch=False))
-    document = {"schema": 1, "kind": "audit", "findings": [one.as_dict() for one in found]}
-    Output(_REPORTS, json, quiet).print_document(document, str(found))
-    if found.worst in ("error", "warning"):
-        raise typer.Exit(FINDINGS)
+    from gradscope.report._findings_text import findings_text
+
+    document = {"schema": 1, "kind": "audit", "findings": found.as_list()}
+    Output(_REPORTS, json, quiet).print_rich(document, lambda: [findings_text(found)])
+    _fail(found, limit)
+
+
+@app.command()
+def rules(json: Json = False, quiet: Quiet = False) -> None:
+    """The rules by which recordings are judged: what each finds, how its limit is derived, its reference."""
+    from gradscope.report._rules_text import rules_document, rules_text
+
+    Output(_REPORTS, json, quiet).print_rich(rules_document(), lambda: [rules_text()])
 
 
 @app.command()
@@ -279,16 +314,38 @@ def verify(run: Run, json: Json = False, quiet: Quiet = False) -> None:
     output.print_document(document, f"{run} is whole: {steps} steps of {sites} sites")
 
 
-def _report_run(recording: Recording, output: Output, expected: Recording | None = None, note: str = "") -> None:
+def _severities(fail_on: str) -> tuple[str, ...]:
+    """Those of a finding that give exit code 1."""
+    allowed = {"warning": ("error", "warning"), "error": ("error",), "never": ()}
+    if fail_on not in allowed:
+        raise Mistake(f"--fail-on must be warning, error or never, not {fail_on!r}")
+    return allowed[fail_on]
+
+
+def _fail(found: Findings, severities: tuple[str, ...]) -> None:
+    if found.worst in severities:
+        raise typer.Exit(FINDINGS)
+
+
+def _report_run(
+    recording: Recording,
+    output: Output,
+    severities: tuple[str, ...],
+    expected: Recording | None = None,
+    note: str = "",
+) -> None:
     output.make_directory()
+    from gradscope.diagnosis import diagnose
     from gradscope.report import write_run_report
     from gradscope.report._expected_curve import has_common_sites
     from gradscope.report._run_terminal import run_text
 
     if expected is not None and not has_common_sites(recording, expected):
         note = "No theory is drawn: the prediction has no site of this recording."
-    report = write_run_report(recording, output.out, expected=expected)
-    output.print_report(report, lambda: run_text(recording, note))
+    found = diagnose(recording)
+    report = write_run_report(recording, output.out, expected=expected, findings=found)
+    output.print_report(report, lambda: run_text(recording, note, found))
+    _fail(found, severities)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

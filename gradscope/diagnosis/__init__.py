@@ -8,6 +8,7 @@ from gradscope.diagnosis._findings import Findings
 from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._live import Watch
 from gradscope.diagnosis._registry import RULES, Rule
+from gradscope.diagnosis._summary import Summary, summary
 
 __all__ = [
     "RULES",
@@ -18,7 +19,9 @@ __all__ = [
     "Limits",
     "Rule",
     "Severity",
+    "Summary",
     "Watch",
     "diagnose",
     "rule_names",
+    "summary",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 from gradscope.diagnosis._finding import SEVERITIES, Finding, Severity
+from gradscope.recording._sweep_json import strict
 
 
 class Findings(Sequence[Finding]):
@@ -45,9 +46,13 @@ class Findings(Sequence[Finding]):
         """Those of one rule."""
         return Findings(one for one in self._found if one.rule == rule)
 
+    def as_list(self) -> list[dict[str, Any]]:
+        """Each as a dict of what strict JSON knows: null for NaN, `"inf"` and `"-inf"` for the infinities."""
+        return [strict(one.as_dict()) for one in self._found]
+
     def to_json(self) -> str:
-        """A list of objects."""
-        return json.dumps([one.as_dict() for one in self._found], ensure_ascii=False)
+        """A list of objects, strict JSON."""
+        return json.dumps(self.as_list(), ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self._found)) if self._found else "nothing found"

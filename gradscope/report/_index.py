@@ -40,6 +40,6 @@ def write_report(directory: Path, head: dict[str, Any], pictures: list[Picture])
     from gradscope.report._write import save_json
 
     listed = [strict({"file": p.file, "kind": p.kind, "title": p.title, "data": p.data}) for p in pictures]
-    document = {"schema": SCHEMA, **head, "pictures": listed}
+    document = {"schema": SCHEMA, **strict(head), "pictures": listed}
     save_json(document, directory / "index.json")
     return Report(directory, tuple(pictures), document)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.recording import Profile, Recording, Signal, Site, frontier
+from gradscope.diagnosis import Findings
+from gradscope.recording import Profile, Recording, Signal, Site
 from gradscope.report._drawn import Drawn, drawn_steps
+from gradscope.report._verdicts import Verdict, verdicts
 
 Array = NDArray[np.float64]
 
 FLOWING: tuple[Signal, ...] = ("activation", "activation_grad")
-"""Signals that enter the network at one end and pass its layers: they have a healthy band and a frontier."""
+"""Signals that enter the network at one end and pass its layers: they can leave a healthy band."""
 
 
 def log10(values: Array) -> Array:
@@ -28,11 +30,16 @@ def log10(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Line:
-    """A profile as it is drawn: which step of the run it is, and its first sick site if the signal flows."""
+    """A profile as it is drawn: which step of the run it is, and the findings that are marked on it.
+
+    Attributes:
+        when: `first`, `middle`, `last`, or `only`.
+        verdicts: each finding is on one line of a picture, that of the first step at which it holds.
+    """
 
     when: str
     profile: Profile
-    frontier: Site | None
+    verdicts: tuple[Verdict, ...] = ()
 
     def data(self) -> dict[str, Any]:
         """The line as plain values for `index.json`."""
@@ -45,20 +52,30 @@ class Line:
             "log10_rms": log10(p.values).tolist(),
             "is_layer": p.layers.tolist(),
             "decades_per_layer": p.decades_per_layer,
-            "first_sick_site": self.frontier.name if self.frontier else None,
+            "first_sick_site": self.verdicts[0].site.name if self.verdicts else None,
+            "first_sick_by": self.verdicts[0].finding.rule if self.verdicts else None,
         }
 
 
-def three_lines(recording: Recording, signal: Signal) -> tuple[Line, ...]:
-    """The profiles of a signal at the first, the middle and the last step that has data; fewer in a short run."""
+def three_lines(recording: Recording, signal: Signal, findings: Findings | None = None) -> tuple[Line, ...]:
+    """The profiles of a signal at the first, the middle and the last step that has data; fewer in a short run.
+
+    Each carries the findings that begin between the line before it and itself; the last those that begin later too.
+    """
     seen = np.flatnonzero(recording.recorded(signal))
     if not seen.size:
         return ()
     chosen = {int(seen[0]): "first", int(seen[len(seen) // 2]): "middle", int(seen[-1]): "last"}
     if len(seen) == 1:
         chosen = {int(seen[0]): "only"}
-    profiles = {when: recording.profile(signal, "rms", step) for step, when in sorted(chosen.items())}
-    return tuple(Line(w, p, frontier(p) if signal in FLOWING else None) for w, p in profiles.items())
+    profiles = [(when, recording.profile(signal, "rms", step)) for step, when in sorted(chosen.items())]
+    left, lines = list(verdicts(findings, recording, signal)), list[Line]()
+    for when, shown in profiles:
+        last = when in ("last", "only")
+        here = [one for one in left if one.site in shown.sites and (last or (one.since or 0) <= shown.step)]
+        left = [one for one in left if one not in here]
+        lines.append(Line(when, shown, tuple(here)))
+    return tuple(lines)
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,7 @@ class StepMap:
         drawn: which steps of the run these are.
         nonfinite: where some entry was NaN or infinite, `(steps, sites)`.
         zero: where every entry was exactly 0, `(steps, sites)`.
+        verdicts: the findings of the signal, worst first.
     """
 
     signal: Signal
@@ -79,6 +97,7 @@ class StepMap:
     log10_rms: Array
     nonfinite: NDArray[np.bool_]
     zero: NDArray[np.bool_]
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def first_nonfinite(self) -> tuple[int, Site] | None:
@@ -99,11 +118,13 @@ class StepMap:
             "log10_rms_min": float(finite.min()) if finite.size else None,
             "log10_rms_max": float(finite.max()) if finite.size else None,
             "first_nonfinite": {"step": first[0], "site": first[1].name} if first else None,
+            "first_sick_site": self.verdicts[0].site.name if self.verdicts else None,
+            "first_sick_by": self.verdicts[0].finding.rule if self.verdicts else None,
         }
 
 
-def step_map(recording: Recording, signal: Signal) -> StepMap:
-    """The rms of a signal at every site and the steps that pictures show."""
+def step_map(recording: Recording, signal: Signal, findings: Findings | None = None) -> StepMap:
+    """The rms of a signal at every site and the steps that pictures show, and what was found of it."""
     drawn = drawn_steps(recording)
     rms = recording.values(signal, "rms", drawn.at)
     return StepMap(
@@ -115,6 +136,7 @@ def step_map(recording: Recording, signal: Signal) -> StepMap:
         log10(rms),
         _not_finite(recording, signal, drawn.at),
         rms == 0,
+        verdicts(findings, recording, signal),
     )
 
 
@@ -146,12 +168,14 @@ class UpdateRatio:
 
     Attributes:
         drawn: which steps of the run these are.
+        verdicts: the findings of the updates, worst first.
     """
 
     sites: tuple[Site, ...]
     drawn: Drawn
     steps: NDArray[np.int64]
     ratio: Array
+    verdicts: tuple[Verdict, ...] = ()
 
     @cached_property
     def median(self) -> Array:
@@ -181,12 +205,12 @@ class UpdateRatio:
         }
 
 
-def update_ratio(recording: Recording) -> UpdateRatio:
-    """How fast each weight changes relative to its size, at the steps that pictures show. Biases are left out: they
-    start at 0."""
+def update_ratio(recording: Recording, findings: Findings | None = None) -> UpdateRatio:
+    """How fast each weight changes relative to its size, at the steps that pictures show, and what was found of it.
+    Biases are left out: they start at 0."""
     drawn = drawn_steps(recording)
     sites, ratio = ratios_at(recording, drawn.at)
-    return UpdateRatio(sites, drawn, recording.steps[drawn.at], ratio)
+    return UpdateRatio(sites, drawn, recording.steps[drawn.at], ratio, verdicts(findings, recording, "update"))
 
 
 def ratios_at(recording: Recording, at: NDArray[np.int64]) -> tuple[tuple[Site, ...], Array]:

@@ -1,4 +1,4 @@
-"""What the report of a recorded run prints: a table of its sites, the first sick one named."""
+"""What the report of a recorded run prints: its findings in words, then a table of its sites, the sick ones marked."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.recording import Profile, Recording, Signal, frontier
+from gradscope.diagnosis import Findings
+from gradscope.recording import Profile, Recording, Signal
+from gradscope.report._findings_text import findings_text
 from gradscope.report._run_curves import FLOWING, first_nonfinite, ratios_at
+from gradscope.report._verdicts import sick_sites
 from gradscope.report._words import NAMES, first_sentence, sampled, signed
 
 _MOST_ROWS = 60
 _MOST_REASONS = 8
 
 
-def run_text(recording: Recording, note: str = "") -> RenderableType:
-    """The sites at the last step with data, the slopes, and the first site outside the healthy band.
+def run_text(recording: Recording, note: str = "", findings: Findings | None = None) -> RenderableType:
+    """The findings, then the sites at the last step with data, and the slopes.
 
     Args:
         recording: open or loaded.
         note: a sentence of the caller's that follows: why a picture lacks something.
+        findings: what `diagnose` gave for the recording; None prints the table alone, without marks.
     """
     if not len(recording.steps):
         return Text("No step of this recording is complete yet.")
@@ -32,13 +36,18 @@ def run_text(recording: Recording, note: str = "") -> RenderableType:
     last = max((profile.step for profile in profiles.values()), default=int(recording.steps[-1]))
     title = Text(f"Step {last}: rms at each site{sampled(recording, 'rms')}", style="bold")
     notes = [Text(note)] if note else []
-    return Group(title, _table(recording, profiles), Text(), *lines, *_said(recording), *notes)
+    first = [] if findings is None else [findings_text(findings, recording), Text()]
+    sick = {signal: sick_sites(findings, recording, signal) for signal in (*FLOWING, "update")}
+    table = _table(recording, profiles, sick)
+    marks = [Text("✕ a site of a finding", style="dim")] if any(sick.values()) else []
+    return Group(*first, title, table, *marks, Text(), *lines, *_said(recording, findings), *notes)
 
 
-def _said(recording: Recording) -> Iterator[Text]:
+def _said(recording: Recording, findings: Findings | None) -> Iterator[Text]:
     """What the recorder has noted: the first NaN or infinity, skipped steps, what it sampled or could not observe."""
     first = recording.facts.get("first_nonfinite")
-    if first:
+    found = any(one.rule in ("non-finite", "dtype-overflow") for one in findings or ())
+    if first and not found:
         yield Text(f"The first NaN or infinity: {first['sentence']}.", style="bold red")
     skipped = recording.steps[recording.skipped]
     if len(skipped):
@@ -56,7 +65,7 @@ def _said(recording: Recording) -> Iterator[Text]:
         yield Text(f"  and {len(reasons) - _MOST_REASONS} more, in the facts of the recording")
 
 
-def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
+def _table(recording: Recording, profiles: dict[Signal, Profile], sick: dict[Signal, frozenset[str]]) -> Table:
     table = Table(box=None)
     table.add_column("depth", justify="right")
     table.add_column("site", overflow="fold")
@@ -65,7 +74,7 @@ def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
     for head in ("activation", "gradient", *(("update/weight",) if ratios else ())):
         table.add_column(head, justify="right")
     values = {signal: dict(zip(_names(p), p.values.tolist(), strict=True)) for signal, p in profiles.items()}
-    sick = {signal: _outside(profile) for signal, profile in profiles.items()}
+    learning = {site.module for site in recording.sites_of("update") if site.name in sick["update"]}
     sites = {site.name: site for profile in profiles.values() for site in profile.sites}
     rows = sorted(sites.values(), key=lambda site: site.depth)
     half = _MOST_ROWS // 2
@@ -74,22 +83,15 @@ def _table(recording: Recording, profiles: dict[Signal, Profile]) -> Table:
             if i == half:
                 table.add_row("", f"… {len(rows) - 2 * half} more sites", "")
             continue
-        cells = [_value(values.get(s, {}).get(site.name), site.name in sick.get(s, ())) for s in FLOWING]
+        cells = [_value(values.get(s, {}).get(site.name), site.name in sick[s]) for s in FLOWING]
         if ratios:
-            cells.append(_value(ratios.get(site.name), False))
+            cells.append(_value(ratios.get(site.name), site.name in learning))
         table.add_row(str(site.depth), site.name, site.role, *cells)
     return table
 
 
 def _names(profile: Profile) -> list[str]:
     return [site.name for site in profile.sites]
-
-
-def _outside(profile: Profile) -> set[str]:
-    """Names of the sites outside the healthy band; none where the signal enters as nothing."""
-    low, high = profile.healthy_band
-    inside = (profile.values >= low) & (profile.values <= high)
-    return {s.name for s, good in zip(profile.sites, inside, strict=True) if not good}
 
 
 def _value(value: float | None, sick: bool) -> Text:
@@ -109,11 +111,7 @@ def _ratios(recording: Recording) -> dict[str, float]:
 def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
     signal, name = profile.signal, NAMES[profile.signal]
     slope = f"{name}: {signed(profile.decades_per_layer)} decades per layer over {int(profile.layers.sum())} layers"
-    first = frontier(profile)
-    where = "in the healthy band everywhere"
-    if first is not None:
-        where = f"outside the healthy band (✕), first at {first.name!r}, depth {first.depth}"
-    yield Text(f"{slope}, {where}.", style="" if first is None else "bold")
+    yield Text(f"{slope}.")
     found = first_nonfinite(recording, signal)
     if found is not None:
         sentence = first_sentence(found)

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradscope.recording import Recording, Signal, Site
 from gradscope.report._drawn import Drawn
-from gradscope.report._run_curves import Line, StepMap, UpdateRatio
+from gradscope.report._run_curves import FLOWING, Line, StepMap, UpdateRatio
+from gradscope.report._verdicts import Verdict
 
 NAMES: dict[Signal, str] = {
     "activation": "Activation",
@@ -19,6 +20,7 @@ NAMES: dict[Signal, str] = {
 }
 """What a signal is called in a heading."""
 
+_MOST_VERDICTS = 3
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -50,29 +52,35 @@ def number(log10: float) -> str:
     return f"{mantissa:.1f}×10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def profile_sentence(lines: tuple[Line, ...]) -> str:
-    """Where the profile of each step leaves the healthy band, or that it does not."""
-    signal = lines[-1].profile.signal
-    if all(line.frontier is None for line in lines):
-        if signal in ("activation", "activation_grad"):
-            return "Every site is in the healthy band, one decade either side of where the signal enters."
-        return f"Over {int(lines[-1].profile.layers.sum())} layers; a parameter's depth is that of its module."
-    parts = []
-    for line in lines:
-        if line.frontier is None:
-            parts.append(f"none at step {line.profile.step}")
-        else:
-            site = line.frontier
-            value = line.profile.values[line.profile.sites.index(site)]
-            state = f"depth {site.depth}" if np.isfinite(value) else f"depth {site.depth}, nothing finite"
-            parts.append(f"{site.name} ({state}) at step {line.profile.step}")
-    return "First site outside the healthy band, as the signal flows: " + "; ".join(parts) + "."
+def profile_sentence(lines: tuple[Line, ...], *, judged: bool = False) -> str:
+    """The findings on a profile, or its slope; `judged` says that findings were looked for."""
+    last = lines[-1].profile
+    found = [verdict for line in lines for verdict in line.verdicts]
+    if found:
+        return verdict_sentence(tuple(found))
+    layers = int(last.layers.sum())
+    if last.signal not in FLOWING:
+        return f"Over {layers} layers; a parameter's depth is that of its module."
+    slope = f"{signed(last.decades_per_layer)} decades per layer over {layers} layers"
+    when = "" if len(lines) == 1 else f" at step {last.step}"
+    return f"{'No fault found here: ' if judged else ''}{slope}{when}."
+
+
+def verdict_sentence(found: tuple[Verdict, ...]) -> str:
+    """The first sick site of each finding, worst first; of many the worst three."""
+    said = "; ".join(one.sentence for one in found[:_MOST_VERDICTS])
+    more = f"; and {len(found) - _MOST_VERDICTS} more" if len(found) > _MOST_VERDICTS else ""
+    return f"{said[0].upper()}{said[1:]}{more}."
 
 
 def map_sentence(shown: StepMap) -> str:
-    """Where the first NaN or infinity is, else how far the rms ranges."""
-    if shown.first_nonfinite is not None:
-        return first_sentence(shown.first_nonfinite)
+    """The findings, or where the first NaN or infinity is, else how far the rms ranges."""
+    first = "" if shown.first_nonfinite is None else first_sentence(shown.first_nonfinite)
+    if shown.verdicts:
+        known = any(one.finding.rule in ("non-finite", "dtype-overflow") for one in shown.verdicts)
+        return verdict_sentence(shown.verdicts) + (f" {first}" if first and not known else "")
+    if first:
+        return first
     finite = shown.log10_rms[np.isfinite(shown.log10_rms)]
     if not finite.size:
         return f"Every entry is exactly 0 at every site and {_step(shown.drawn)}."
@@ -88,7 +96,11 @@ def first_sentence(first: tuple[int, Site]) -> str:
 
 
 def update_sentence(shown: UpdateRatio) -> str:
-    """How far apart the fastest and the slowest weight are, how many do not change, and whether it stays finite."""
+    """The findings, how far apart the fastest and the slowest weight are, how many do not change, where it ends."""
+    return (f"{verdict_sentence(shown.verdicts)} " if shown.verdicts else "") + _pace(shown)
+
+
+def _pace(shown: UpdateRatio) -> str:
     median = shown.median[np.isfinite(shown.median)]
     moving = np.log10(median[median > 0])
     still = median.size - moving.size

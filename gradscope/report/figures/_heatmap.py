@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from gradscope.diagnosis import Findings
 from gradscope.recording import Recording, Signal
 from gradscope.report._run_curves import StepMap, step_map
 from gradscope.report._style import INK, SOFT, VERMILION, new_figure, styled
@@ -27,14 +29,17 @@ _MOST_RECTANGLES = 2000  # a hatch costs time; cells without one are still white
 
 
 @styled
-def depth_step_heatmap(recording: Recording, signal: Signal, shown: StepMap | None = None) -> Figure:
+def depth_step_heatmap(
+    recording: Recording, signal: Signal, shown: StepMap | None = None, findings: Findings | None = None
+) -> Figure:
     """log10 of rms of one signal, sites in order of execution upward, steps to the right.
 
     Where a cell has a NaN or an infinity it is hatched, and its step is crossed above; cells of exact zeros are
     black, cells without data grey. Skipped steps are marked above. Of a long run 1,000 steps are shown, and those that
-    were skipped or not finite; small print says so. `shown` is what `step_map` gave, where that is known already.
+    were skipped or not finite; small print says so. With `findings`, what `diagnose` gave, the first sick site of each
+    is crossed at the step from which it holds. `shown` is what `step_map` gave, where that is known already.
     """
-    shown = shown or step_map(recording, signal)
+    shown = shown or step_map(recording, signal, findings)
     if not shown.sites or not len(shown.steps):
         raise ValueError(f"signal={signal!r} has no data in this recording")
     named = len(shown.sites) <= _MOST_NAMES
@@ -43,7 +48,8 @@ def depth_step_heatmap(recording: Recording, signal: Signal, shown: StepMap | No
     left = 0.55 + 0.075 * longest
     figure = new_figure(9.6, height)
     figure.text(0.2 / 9.6, 1 - 0.38 / height, f"{NAMES[signal]} over the run", fontsize=14, fontweight="bold")
-    figure.text(0.2 / 9.6, 1 - 0.58 / height, map_sentence(shown), va="top", linespacing=1.3)
+    sentence = textwrap.fill(map_sentence(shown), 138)
+    figure.text(0.2 / 9.6, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms", shown.drawn))
     bottom, up = 0.95, height - 0.95 - 1.15
     axes = figure.add_axes((left / 9.6, bottom / height, (8.55 - left) / 9.6, up / height))
@@ -130,6 +136,11 @@ def _marks(axes: Axes, shown: StepMap) -> None:
         steps = shown.steps[mask]
         if len(steps):
             axes.plot(steps, np.full(len(steps), above), marker, color=colour, markersize=4, clip_on=False, label=label)
+    for one in shown.verdicts:
+        at = int(np.searchsorted(shown.steps, one.since or 0))
+        step, row = shown.steps[min(at, len(shown.steps) - 1)], shown.sites.index(one.site)
+        style: dict[str, Any] = {"color": VERMILION, "markersize": 9, "markeredgecolor": "white", "clip_on": False}
+        axes.plot([step], [row], "X", label=f"first sick site: {one.label}", **style)
     axes.set_ylim(-0.5, len(shown.sites) - 0.5)
 
 
@@ -158,6 +169,9 @@ def _legend(figure: Figure, shown: StepMap, left: float) -> None:
         entries.append((Patch(facecolor=_ZERO), "every entry is exactly 0"))
     if (np.isnan(shown.log10_rms) & ~shown.nonfinite & ~shown.zero).any():
         entries.append((Patch(facecolor=_NOTHING), "no data"))
+    if shown.verdicts:
+        cross: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 8, "markeredgecolor": "white"}
+        entries.append((Line2D([], [], color=VERMILION, **cross), "first sick site, where it begins"))
     if shown.skipped.any():
         entries.append((Line2D([], [], color=SOFT, linestyle="none", marker="v", markersize=5), "step skipped"))
     if entries:

@@ -11,12 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from gradscope.diagnosis import Findings
 from gradscope.recording import Recording, Signal, Site
 from gradscope.report._expected_curve import ExpectedCurve, expected_curve
 from gradscope.report._run_curves import FLOWING, Line, log10, three_lines
 from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
+from gradscope.report._verdicts import DEPTH_RULES
 from gradscope.report._words import NAMES, profile_sentence, sampled, signed, small_print
 from gradscope.report.figures._axes import decade_axis, depth_axis, span, top_note
+from gradscope.report.figures._marks import mark_verdicts
 
 _SHADES = {
     "forward": {"first": "#7fb5d8", "middle": "#2f86bd", "last": "#003f63", "only": "#003f63"},
@@ -30,22 +33,26 @@ _BAND, _THEORY = "#d2d2d2", (0, (5, 3))
 
 
 @styled
-def profile(recording: Recording, signal: Signal, expected: Recording | None = None) -> Figure:
+def profile(
+    recording: Recording, signal: Signal, expected: Recording | None = None, findings: Findings | None = None
+) -> Figure:
     """rms of one signal against depth (order of execution) at the first, middle and last step; y is log10 of rms.
 
     The line joins the layers (pre-activations; of parameters those of two or more dimensions), small dots are
-    the other sites at the last step. For a signal that flows: the healthy band of the last step and, with a
-    cross, each step's first sick site. With `expected`, a prediction of the same model: the theory's curve at the same
+    the other sites at the last step. With `findings`, what `diagnose` gave, the first sick site of each is crossed and
+    named, on the line of the first step at which it holds. The healthy band of a signal that flows is drawn where the
+    last profile stays in it, or a finding says that leaving it is a fault: sound poolings, branches and gates leave it
+    too. With `expected`, a prediction of the same model: the theory's curve at the same
     layers, dashed, and the band in which 95 % of single networks of these widths lie; gradients are shifted to meet
     the measured one at the last layer.
     """
-    lines = three_lines(recording, signal)
+    lines = three_lines(recording, signal, findings)
     if not lines:
         raise ValueError(f"signal={signal!r} has no data in this recording")
     theory = None if expected is None else expected_curve(expected, lines[0])
     names = _names(lines[-1])
     above = 0.15 + 0.05 * max(map(len, (s.name for s in names)), default=0) if names else 0.0
-    sentence = textwrap.fill(profile_sentence(lines), 128)
+    sentence = textwrap.fill(profile_sentence(lines, judged=findings is not None), 128)
     head = 0.72 + 0.17 * (sentence.count("\n") + 1)
     foot = 1.0 if theory is None else 1.2
     height = foot + 3.5 + above + head
@@ -54,7 +61,7 @@ def profile(recording: Recording, signal: Signal, expected: Recording | None = N
     figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms"))
     axes = figure.add_axes((0.075, foot / height, 0.885, 3.5 / height))
-    band = tuple(log10(np.array(lines[-1].profile.healthy_band))) if signal in FLOWING else (np.nan, np.nan)
+    band = _band(lines)
     everything = [*(log10(line.profile.values[_drawn(line)]) for line in lines), np.array(band)]
     if theory is not None:
         everything += [theory.log10_rms, theory.low, theory.high]
@@ -70,10 +77,23 @@ def profile(recording: Recording, signal: Signal, expected: Recording | None = N
         _theory(axes, theory)
     for line in lines:
         _draw(axes, line)
+    mark_verdicts(axes, lines, _SHADES[direction])
     if names:
         _name_axis(axes, names)
     _legend(figure, lines, bool(np.isfinite(band[0])), theory)
     return figure
+
+
+def _band(lines: tuple[Line, ...]) -> tuple[float, float]:
+    """Edges of the healthy band, log10; NaN where it would say nothing, or call a sound profile sick."""
+    last = lines[-1].profile
+    low, high = last.healthy_band
+    inside = bool(((last.values >= low) & (last.values <= high)).all())
+    sick = any(one.finding.rule in DEPTH_RULES for line in lines for one in line.verdicts)
+    if last.signal not in FLOWING or not (inside or sick):
+        return np.nan, np.nan
+    lower, upper = log10(np.array([low, high])).tolist()
+    return lower, upper
 
 
 def _theory(axes: Axes, theory: ExpectedCurve) -> None:
@@ -85,10 +105,11 @@ def _theory(axes: Axes, theory: ExpectedCurve) -> None:
 
 
 def _drawn(line: Line) -> NDArray[np.bool_]:
-    """Which sites of a line are drawn: the layers and the first sick site, at the last step all."""
+    """Which sites of a line are drawn: the layers and the first sick sites, at the last step all."""
     if line.when in ("last", "only"):
         return np.ones(len(line.profile.sites), dtype=bool)
-    sick = np.array([site == line.frontier for site in line.profile.sites], dtype=bool)
+    marked = {one.site for one in line.verdicts}
+    sick = np.array([site in marked for site in line.profile.sites], dtype=bool)
     return np.asarray(line.profile.layers | sick)
 
 
@@ -111,21 +132,6 @@ def _draw(axes: Axes, line: Line) -> None:
         markevery=max(1, int(layers.sum()) // 14),
         label=f"step {p.step}",
     )
-    if line.frontier is not None:
-        at = p.sites.index(line.frontier)
-        low, high = axes.get_ylim()
-        height = y[at] if np.isfinite(y[at]) else low  # an exact 0 or nothing finite: at the floor of the picture
-        axes.plot(
-            [p.depth[at]],
-            [min(height, high)],
-            "X",
-            color=colour,
-            markersize=9,
-            markeredgecolor="white",
-            clip_on=False,
-            zorder=4,
-            label=f"first sick site at step {p.step}",
-        )
 
 
 def _names(line: Line) -> list[Site]:
@@ -165,7 +171,7 @@ def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: Expecte
         colour = _SHADES[lines[-1].profile.direction]["last"]
         handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))
         labels.append("other sites, last step")
-    if any(line.frontier for line in lines):
+    if any(line.verdicts for line in lines):
         handles.append(Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white"))
-        labels.append("first sick site of a step")
+        labels.append("first sick site")
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.8)

@@ -35,7 +35,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "vanishing-gradient": ("collapsed-batch", "default-init", "init-mismatch", "uneven-learning", "update-too-small",
                            "vanishing-activation", "dtype-underflow", "exploding-activation", "exploding-gradient"),
     "dtype-underflow": ("no-gradient", "uneven-learning", "update-too-small", "loss-scale"),
-    "collapsed-batch": ("default-init", "init-mismatch", "uneven-learning"),
+    "collapsed-batch": ("default-init", "init-mismatch", "uneven-learning", "vanishing-gradient",
+                        "vanishing-activation"),
     "no-gradient": ("uneven-learning", "update-too-small", "vanishing-gradient"),
     "update-too-large": ("gradient-spike", "exploding-activation", "exploding-gradient", "vanishing-activation",
                          "vanishing-gradient", "saturated-units", "dead-units", "collapsed-batch", "uneven-learning",
@@ -47,6 +48,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
     "default-init": ("uneven-learning", "init-mismatch"),
 }  # fmt: skip
+
+_MOVERS = ("input-scale", "update-too-large")
 
 SLACK = 3
 """Recorded steps by which what follows may be seen before its cause: rules need a few to be sure."""
@@ -65,9 +68,13 @@ def folded(found: Sequence[Finding], evidence: Evidence) -> list[Finding]:
 
 
 def _order(one: Finding) -> tuple[int, int, int, float]:
-    early = 0 if _since(one) == 0 else 1
+    late = _since(one) > 0
     place = list(FOLLOWS).index(one.rule) if one.rule in FOLLOWS else len(FOLLOWS)
-    # A warning is no root of an error that it could as well follow from.
+    if one.rule == "collapsed-batch" and one.severity == "error":  # at once, at one layer: no matter of depth
+        place = list(FOLLOWS).index("dead-units")
+    if late and one.rule in _MOVERS:  # what was sound before was changed by a step
+        place = 1
+    early = 0 if not late else 1
     return early if one.severity != "note" else 2, place, SEVERITIES.index(one.severity), -abs(one.value or 0.0)
 
 

@@ -91,7 +91,27 @@ def passage(evidence: Evidence, signal: Literal["activation", "activation_grad"]
             level = level + np.log10(evidence.values(signal, "count")[:, chosen]) / 2
         level = level + _averaged(sites)[chosen]
     names = tuple(sites[i] for i in chosen)
-    return Passage(signal, lost, names, _decades(level, lost), _passed(names))
+    decades = _decades(level, lost)
+    if backward and not lost and names:
+        decades = np.fmin(decades, _above_outputs(level, names, outputs_of(evidence)))
+    return Passage(signal, lost, names, decades, _passed(names))
+
+
+def outputs_of(evidence: Evidence) -> frozenset[str]:
+    """Names of the sites whose values the loss takes, as far as the graph under it tells."""
+    nodes = evidence.facts.get("loss_graph") or []
+    return frozenset(node["site"] for node in nodes if node.get("output") and "site" in node)
+
+
+def _above_outputs(level: Floats, sites: tuple[Site, ...], outputs: frozenset[str]) -> Floats:
+    """Decades by which every site from one on is above the largest gradient that enters: of several heads one may be
+    small, and what the others send down is no growth."""
+    heads = [i for i, site in enumerate(sites) if site.name in outputs] or [0]
+    with np.errstate(invalid="ignore"):
+        entering = np.max(np.where(np.isfinite(level[:, heads]), level[:, heads], -np.inf), axis=1, keepdims=True)
+        there = np.where(np.isfinite(level), level, np.inf)
+        found = np.minimum.accumulate(there[:, ::-1], axis=1)[:, ::-1] - entering
+    return np.where(np.isfinite(found), np.maximum(found, 0.0), np.nan)
 
 
 def _averaged(sites: tuple[Site, ...]) -> Floats:

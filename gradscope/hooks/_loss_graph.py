@@ -58,15 +58,17 @@ def _nodes(first: Node) -> list[dict[str, Any]]:
     inside_so_far = 0
     todo, seen = deque([(first, False)]), {first}
     while todo and len(found) < MOST_NODES:
-        node, inside = todo.popleft()
+        node, below = todo.popleft()
         site = node.metadata.get(_SITE)
-        inside = inside or site is not None or _ROOT in node.metadata
+        inside = below or site is not None or _ROOT in node.metadata
         inside_so_far += inside
         if inside and inside_so_far > MOST_INSIDE:
             continue
         row: dict[str, Any] = {"node": node.name()}
         if site is not None:
             row["site"] = site
+        if inside and not below:
+            row["output"] = True  # of the model: the loss takes it
         found.append(row | ({"inside": True} if inside else _told_by(node)))
         for source, _ in node.next_functions:
             if source is not None and source not in seen and not _is_parameter(source):

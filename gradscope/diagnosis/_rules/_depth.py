@@ -169,7 +169,8 @@ def _finding(
     causes = causes_of_depth(evidence, found, sick, since)
     severity = worse(decades, max(evidence.limits.error_decades, limit))
     if found.signal == "activation_grad" and found.lost and evened_out(evidence):
-        severity, consequence = "note", f"{consequence} The optimizer evens it out: all layers learn alike, and well."
+        severity = "warning" if severity == "error" else "note"
+        consequence = f"{consequence} The optimizer evens it out: all layers learn alike, and well."
     return Finding(
         kind,
         severity,

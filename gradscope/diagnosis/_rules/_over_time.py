@@ -97,14 +97,14 @@ def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
 
 def _loss_jumps(loss: Floats, place: int, lasting: int) -> bool:
     """Whether the loss is, from a place on and for some steps, above twice all of those before: a second witness."""
-    before = loss[max(0, place - _WINDOW // 2) : place]
+    before = loss[max(0, place - _FEWEST) : place]
     after = loss[place : place + lasting]
     known = before[np.isfinite(before)]
     if len(after) < lasting or len(known) < _FEWEST or not np.isfinite(after).all():
         return False
     centre = float(np.median(known))
     spread = 1.4826 * float(np.median(np.abs(known - centre)))
-    return bool((after > centre + max(8 * spread, abs(centre))).all() and (after > known.max()).all())
+    return bool((after > centre + max(5 * spread, abs(centre))).all() and (after > known.max()).all())
 
 
 def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:

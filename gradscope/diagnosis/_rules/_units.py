@@ -250,10 +250,11 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
     kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
     when = None if start.any() else int(evidence.steps[evidence.unit_at[int(np.argmax(sick.any(axis=1)))]])
     value = float(beyond[-1][lasting].max())
+    at_once = _at_once(there, chosen.index(sites.index(kept[0])), first)
     step = "" if when is None else f" This began at step {when}."
     yield Finding(
         "collapsed-batch",
-        "error" if start.any() and value < limit / 100 else "warning",
+        "error" if at_once else "warning",
         f"From {kept[0].name!r} on the outputs are nearly the same for every input: they differ by {value:.1e} of "
         f"their mean square, the inputs by {first:.2g}. What the samples have of their own is lost there.{step}",
         "gradscope.init.initialize(model), with biases at zero; a norm layer or residual branches keep samples apart"
@@ -276,6 +277,12 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
         if when is None
         else (),
     )
+
+
+def _at_once(spread: Floats, place: int, inputs: float) -> bool:
+    """Whether the layer before still told the samples apart: then it is no matter of depth."""
+    before = inputs if place == 0 else float(spread[-1, place - 1])
+    return before > 1e-3 and float(spread[-1, place]) < 1e-10
 
 
 _SUPERVISED = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy",

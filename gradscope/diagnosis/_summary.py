@@ -96,11 +96,12 @@ def summary(recording: Recording, findings: Findings | None = None) -> Summary:
 
 def _slope(recording: Recording, signal: Signal, step: int | None) -> tuple[float, int]:
     """Of the recorded step at or behind the one given, or of the last one; and over how many layers."""
-    seen = recording.steps[recording.recorded(signal)]
+    seen = np.flatnonzero(recording.recorded(signal))
     if not len(seen):
         return math.nan, 0
-    at = int(seen[-1]) if step is None or step > seen[-1] else int(seen[np.searchsorted(seen, step)])
-    profile = recording.profile(signal, "rms", at)
+    steps = recording.steps[seen]
+    place = len(seen) - 1 if step is None or step > steps[-1] else int(np.searchsorted(steps, step))
+    profile = recording.profile(signal, "rms", int(seen[place]))
     return profile.decades_per_layer, int(profile.layers.sum())
 
 

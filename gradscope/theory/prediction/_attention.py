@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._mixture import mixture
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Root, Scores, Value
+from gradscope.theory.prediction._value import Root, Scores, Value
 
 
 @rule("scaled_dot_product_attention")
@@ -78,39 +80,28 @@ def averaged_by(
     """Values, averaged by the softmax of these scores."""
     query, key, width = scores.query, scores.key, scores.width
     heads = query.count("unit") / key.count("unit") if scores.keys == key.shape[-2] else 1.0  # that share a key
-    q, k, v = query.alike, key.alike, value.alike
     counts = _counts(queries, keys, causal, attn_mask)
-    spread = factor**2 * width * q.same * max(k.same - k.position, 0.0)
-    alongside = factor**2 * width * q.position * max(k.same - k.position, 0.0)
+    whole = query.count("position") == queries and value.count("position") == keys
+    q, k, v = (one.alike if whole else one.alike.flat for one in (query, key, value))
+    logit = factor**2 * width * max(k.same - k.position, 0.0)
+    spread, alongside = logit * q.same, logit * q.position
     widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
-    shares = [widen / (n - 1 + widen) for n in counts]
-    same = sum(shares) / len(shares)
-    moved = sum(s * (1.0 - s) for s in shares) / len(shares)  # a single key has no choice
-    overlap = _overlap(counts, between)
-    varied = v.same - v.position
     entries = max(query.count("unit"), 1)  # of a token, over all heads
     leaning = (spread / entries, alongside / entries) if keys > 1 else (0.0, 0.0)
-    alike = Alike(
-        v.position + varied * min(same + leaning[0], 1.0),
-        v.position + varied * min(overlap + leaning[1], 1.0),
-        v.both + (v.input - v.both) * overlap,
-        v.both + (v.input - v.both) * overlap,
-    )
-    root = Root.gaussian(alike, value.mean)
+    resolved = len(set(counts)) > 1 or any(one.places is not None for one in (q, k, v))
+    mix = mixture(counts, keys, widen, between, leaning, resolved=resolved)
+    alike = mix.averaged(v)
+    root = Root.gaussian(alike if whole else alike.flat, value.mean)
 
     def back() -> None:
         g = root.gradient
-        pairs = queries * (queries - 1)
-        total = queries * same * g.same + pairs * overlap * g.position
-        crossed = queries * (1.0 - same) * g.same + pairs * (1.0 - overlap) * g.position
-        at_inputs = queries * overlap * g.input + pairs * overlap * g.both
-        rest = queries * (1.0 - overlap) * g.input + pairs * (1.0 - overlap) * g.both
-        others = max(keys * (keys - 1), 1) / heads
-        flow.give(value, Alike(heads * total / keys, crossed / others, heads * at_inputs / keys, rest / others))
-        logits = factor**2 * width * g.same * varied * moved  # Σ_j of the logits' gradients squared, of one query
-        common = 1.0 + sum(counts) / len(counts) / entries
-        flow.give(query, Alike.alone(logits * common * max(k.same - k.position, 0.0)))
-        flow.give(key, Alike.alone(heads * queries / keys * logits * q.same))
+        own = mix if resolved or g.places is None else mixture(counts, keys, widen, between, leaning, resolved=True)
+        flow.give(value, Alike.of(own.of_values(g)) * heads)
+        logits = own.of_logits(g, v) * (factor**2 * width)  # Σ_j of the logits' gradients squared, of one query
+        common = 1.0 + own.counts / entries
+        grouped = factor**2 * width * g.at(own.queries).same * own.together(k, v)
+        flow.give(query, own.of_queries(logits * common * own.varied(k) + grouped))
+        flow.give(key, own.of_keys(logits * q.at(own.queries).same) * heads)
 
     flow.later(back)
     return Value((*query.dims[:-1], value.dims[-1]), root, root.h)
@@ -128,16 +119,6 @@ def _counts(queries: int, keys: int, causal: bool, mask: Any) -> list[int]:
     if isinstance(mask, Constant) and queries == keys:
         return [i + 1 for i in range(queries)]
     return [keys] * queries
-
-
-def _overlap(counts: list[int], between: float) -> float:
-    """E Σ_j A_ij A_i'j of two queries, over the pairs."""
-    n = len(counts)
-    if n == 1:
-        return 1.0
-    ordered = sorted(counts)
-    total = sum(i * min(between / count, 1.0) for i, count in enumerate(ordered))
-    return total / (n * (n - 1) / 2)
 
 
 def bilinear(flow: Flow, operation: Operation, x: Value, y: Value, bias: Any) -> Value:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.theory.prediction._value import Alike, Dims, Value
+from gradscope.theory.prediction._alike import Alike
+from gradscope.theory.prediction._value import Dims, Value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Averages over the keys that each query sees, by class of position: forward the values', back their gradients.
+
+The weights of a query are uniform up to their own spread: with n keys, E A_ij = 1/n, and of two queries, that see n and
+m ≤ n, E Σ_j A_ij A_i'j is `between`/n instead of 1/n. Uniform averages are U·V·Uᵀ, whatever V is; what the weights'
+spread adds, of one query or two, is a share of the variance of what both of them see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.theory.prediction._alike import Alike
+from gradscope.theory.prediction._places import Array, Places, classes
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """An attention's weights.
+
+    Attributes:
+        queries, keys: positions of each class.
+        uniform: of each class of queries, what each class of keys has of its weights.
+        counts: how many keys a query sees.
+        own: E Σ_j A_ij², less 1/n: of one query.
+        overlap: E Σ_j A_ij A_i'j, less 1/n: of two.
+        leaning: what all queries share of a direction, which is added to both forward.
+    """
+
+    queries: Array
+    keys: Array
+    uniform: Array
+    counts: Array
+    own: Array
+    overlap: Array
+    leaning: tuple[float, float]
+
+    @property
+    def _larger(self) -> Array:
+        return np.maximum(self.counts[:, None], self.counts[None, :])
+
+    @property
+    def _smaller(self) -> Array:
+        return np.minimum(self.counts[:, None], self.counts[None, :])
+
+    def _spread(self, same: Array, full: Array) -> Array:
+        """Variance over the keys that a query sees."""
+        mixed, n = np.diag(self.uniform @ full @ self.uniform.T), self.counts
+        return np.maximum((self.uniform @ same - mixed) * n / np.maximum(n - 1.0, 1e-9), 0.0) * (n > 1.0)
+
+    def varied(self, values: Alike) -> Array:
+        """Variance of these over the keys that a query sees, by class of query."""
+        places = values.at(self.keys)
+        return self._spread(places.same, places.full()[0])
+
+    def averaged(self, values: Alike) -> Alike:
+        """What the queries get of them."""
+        places = values.at(self.keys)
+        fewest = self.counts[:, None] <= self.counts[None, :]
+        tables = []
+        for same, full, own in zip((places.same, places.input), places.full(), (self.own, None), strict=True):
+            mixed, spread = self.uniform @ full @ self.uniform.T, self._spread(same, full)
+            common = np.where(fewest, spread[:, None], spread[None, :])  # of two queries: over what both see
+            pairs = mixed + np.minimum(self.overlap + self.leaning[1], 1.0 - 1.0 / self._larger) * common
+            alone = np.diag(pairs) if own is None else None
+            if own is not None:
+                alone = np.diag(mixed) + np.minimum(own + self.leaning[0], 1.0 - 1.0 / self.counts) * spread
+            tables += [alone, pairs]
+        return Alike.of(Places(self.queries, *tables))
+
+    def of_values(self, gradient: Alike) -> Places:
+        """The gradient of the values."""
+        places = gradient.at(self.queries)
+        back = self.uniform * self.queries[:, None] / self.keys[None, :]  # of one key, over a class of queries
+        own, other = places.full()
+        extra = places.position * self.overlap * self._larger
+        each = places.same * self.own * self.counts - np.diag(extra)
+        extra = extra + np.diag(each / self.queries)
+        through = back.T @ own @ back
+        more, less = (back.T @ one @ back for one in (extra, extra / np.maximum(self._smaller - 1.0, 1.0)))
+        across = back.T @ other @ back
+        seen = back.T @ (np.where(np.eye(len(other)) > 0.0, other, places.both) * self.overlap * self._larger) @ back
+        return Places(self.keys, np.diag(through + more), through - less, np.diag(across + seen), across)
+
+    def of_logits(self, gradient: Alike, values: Alike) -> Array:
+        """Σ_j of the squares of the gradients of a query's logits, by class: a single key has no choice."""
+        share = np.clip(self.own + 1.0 / self.counts, 0.0, 1.0)
+        return gradient.at(self.queries).same * self.varied(values) * share * (1.0 - share)
+
+    def together(self, keys: Alike, values: Alike) -> Array:
+        """Of two tokens that a query sees, Σ_jj' of what keys have in common times what values have, over n².
+
+        Less what it is where all tokens are equally alike, which `of_logits` has: tokens that are alike in groups, as
+        early ones are under a causal mask, pull a query the same way.
+        """
+        n, u, products = self.counts, self.uniform, []
+        for one in (keys, values):
+            places = one.at(self.keys)
+            full = places.full()[0]
+            across = self.uniform @ full
+            centre = (across @ self.uniform.T).diagonal()[:, None] - 2.0 * across
+            pairs = places.position - across[:, :, None] - across[:, None, :] + (across * u).sum(1)[:, None, None]
+            products.append((places.same + centre, pairs, self._spread(places.same, full)))
+        (k, k_pairs, k_spread), (v, v_pairs, v_spread) = products
+        pairs = k_pairs * v_pairs
+        found = np.einsum("ic,icd,id->i", u, pairs, u)
+        found += (u * (k * v - np.diagonal(pairs, axis1=1, axis2=2))).sum(1) / n
+        return np.maximum(found - (n - 1.0) / n**2 * k_spread * v_spread, 0.0)
+
+    def of_queries(self, square: Array) -> Alike:
+        """Gradients of these mean squares, which have nothing to do with each other."""
+        return _alone(self.queries, square)
+
+    def of_keys(self, square: Array) -> Alike:
+        """The same, of the keys that the queries see: each of them has its part."""
+        return _alone(self.keys, (self.queries * square) @ self.uniform / self.keys)
+
+
+def _alone(sizes: Array, square: Array) -> Alike:
+    nothing = np.zeros((len(sizes), len(sizes)))
+    return Alike.of(Places(sizes, square, nothing, np.zeros(len(sizes)), nothing))
+
+
+def mixture(
+    counts: Sequence[int], keys: int, widen: float, between: float, leaning: tuple[float, float], *, resolved: bool
+) -> Mixture:
+    """Weights of queries that see so many keys, from the first on; by class of position, or all as one."""
+    each = np.array(counts, dtype=np.float64)
+    sizes, groups = (classes(len(counts)), classes(keys)) if resolved else (np.array([len(each)]), np.array([keys]))
+    sizes, groups = sizes.astype(np.float64), groups.astype(np.float64)
+    before = np.cumsum(groups) - groups
+    seen = np.clip(each[:, None] - before[None, :], 0.0, groups[None, :]) / each[:, None]
+    starts = (np.cumsum(sizes) - sizes).astype(np.int64)
+    uniform = np.add.reduceat(seen, starts) / sizes[:, None]
+    number = sizes / np.add.reduceat(1.0 / each, starts)
+    share = np.add.reduceat(widen / (each - 1.0 + widen) - 1.0 / each, starts) / sizes
+    larger = np.maximum(number[:, None], number[None, :])
+    overlap = np.minimum(between / larger, 1.0) - 1.0 / larger
+    return Mixture(sizes, groups, uniform, number, share, overlap, leaning)

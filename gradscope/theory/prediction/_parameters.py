@@ -29,7 +29,7 @@ def added(flow: Flow, x: Value, bias: Constant, sign: float = 1.0, own: float = 
     made = Value(dims, root, root.h)
 
     def back() -> None:
-        flow.note(bias, made, root.gradient)
+        flow.note(bias, _once(made, bias), root.gradient)
         flow.give(x, root.gradient * own**2)
 
     flow.later(back)
@@ -46,6 +46,11 @@ def multiplied(flow: Flow, x: Value, factor: Constant) -> Value:
     return _with_own_root(flow, x, made, factor, size, x.alike)
 
 
+def _once(value: Value, parameter: Constant) -> Value:
+    """As a parameter sees it that has a number of its own for each position: it gets the gradient of that one alone."""
+    return value.at_one_position if "position" in parameter.varies(value.dims) else value
+
+
 def _with_own_root(flow: Flow, x: Value, made: Value, parameter: Constant, slope: float, of: Alike | None) -> Value:
     """The same entries, of which the gradient's mean products are known: the parameter's is made of them."""
     values = made.values
@@ -53,7 +58,7 @@ def _with_own_root(flow: Flow, x: Value, made: Value, parameter: Constant, slope
     own = Value(made.dims, root, root.h)
 
     def back() -> None:
-        flow.note(parameter, own, root.gradient, of)
+        flow.note(parameter, _once(own, parameter), root.gradient, of)
         flow.give(x, root.gradient * slope**2, at_values(root.profile, root.h.detach(), values) * slope**2)
 
     flow.later(back)

@@ -92,15 +92,19 @@ def one_after_another(flow: Flow, pieces: Sequence[Value | Constant], dims: Dims
         weights.append(_grid.WEIGHTS * (length / count))
         alike = alike + Alike.of(found.by_position(length).moved(own, sizes))
     root = Root.of(_grid.quantiles(torch.cat(distribution), torch.cat(weights)), alike)
+    made = Value(dims, root, root.h)
 
     def back() -> None:
         arrived = root.gradient.by_position(count)
         for one, length, own in zip(pieces, lengths, members, strict=True):
+            gradient = Alike.of(arrived.moved(own.T, classes(length)))
             if isinstance(one, Value):
-                flow.give(one, Alike.of(arrived.moved(own.T, classes(length))))
+                flow.give(one, gradient)
+            else:
+                flow.note(one, made.at_one_position, gradient)
 
     flow.later(back)
-    return Value(dims, root, root.h)
+    return made
 
 
 def _for_all_inputs(one: Constant, length: int) -> Alike:

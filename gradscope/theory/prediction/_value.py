@@ -190,6 +190,12 @@ class Value:
         """The same entries in another order, or form."""
         return replace(self, dims=dims)
 
+    @property
+    def at_one_position(self) -> Value:
+        """The same entries, at one position."""
+        dims = tuple(tuple(atom for atom in dim if atom.label != "position") for dim in self.dims)
+        return replace(self, dims=dims, gain=None)
+
     def count(self, label: Label) -> int:
         """How many positions, inputs or units there are."""
         return math.prod(atom.size for dim in self.dims for atom in dim if atom.label == label)

@@ -85,23 +85,22 @@ def averaged_by(
     q, k, v = (one.alike if whole else one.alike.flat for one in (query, key, value))
     logit = factor**2 * width * max(k.same - k.position, 0.0)
     spread, alongside = logit * q.same, logit * q.position
-    widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
     entries = max(query.count("unit"), 1)  # of a token, over all heads
     leaning = (spread / entries, alongside / entries) if keys > 1 else (0.0, 0.0)
     resolved = len(set(counts)) > 1 or any(one.places is not None for one in (q, k, v))
-    mix = mixture(counts, keys, widen, between, leaning, resolved=resolved)
+    mix = mixture(counts, keys, spread, alongside, leaning, resolved=resolved)
     alike = mix.averaged(v)
     root = Root.gaussian(alike if whole else alike.flat, value.mean)
 
     def back() -> None:
         g = root.gradient
-        own = mix if resolved or g.places is None else mixture(counts, keys, widen, between, leaning, resolved=True)
+        own = mix if resolved or g.places is None else mixture(counts, keys, spread, alongside, leaning, resolved=True)
         flow.give(value, Alike.of(own.of_values(g)) * heads)
         logits = own.of_logits(g, v) * (factor**2 * width)  # Σ_j of the logits' gradients squared, of one query
         common = 1.0 + own.counts / entries
         grouped = factor**2 * width * g.at(own.queries).same * own.together(k, v)
         flow.give(query, own.of_queries(logits * common * own.varied(k) + grouped))
-        flow.give(key, own.of_keys(logits * q.at(own.queries).same) * heads)
+        flow.give(key, own.of_keys(g, q, v) * (factor**2 * width * heads))
 
     flow.later(back)
     return Value((*query.dims[:-1], value.dims[-1]), root, root.h)

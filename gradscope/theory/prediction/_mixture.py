@@ -7,6 +7,7 @@ spread adds, of one query or two, is a share of the variance of what both of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Mixture:
         queries, keys: positions of each class.
         uniform: of each class of queries, what each class of keys has of its weights.
         counts: how many keys a query sees.
+        spread: variance of a query's logits over the keys.
         own: E Σ_j A_ij², less 1/n: of one query.
         overlap: E Σ_j A_ij A_i'j, less 1/n: of two.
         leaning: what all queries share of a direction, which is added to both forward.
@@ -33,6 +35,7 @@ class Mixture:
     keys: Array
     uniform: Array
     counts: Array
+    spread: float
     own: Array
     overlap: Array
     leaning: tuple[float, float]
@@ -44,6 +47,11 @@ class Mixture:
     @property
     def _smaller(self) -> Array:
         return np.minimum(self.counts[:, None], self.counts[None, :])
+
+    @property
+    def _narrow(self) -> Array:
+        """Σ_j A_j²(1 − 2A_j + Σ_i A_i²) is smaller than S(1 − S) by this, where the logits' variance is small."""
+        return 1.0 / (1.0 + 2.0 * self.spread / self.counts)
 
     def _spread(self, same: Array, full: Array) -> Array:
         """Variance over the keys that a query sees."""
@@ -87,7 +95,7 @@ class Mixture:
     def of_logits(self, gradient: Alike, values: Alike) -> Array:
         """Σ_j of the squares of the gradients of a query's logits, by class: a single key has no choice."""
         share = np.clip(self.own + 1.0 / self.counts, 0.0, 1.0)
-        return gradient.at(self.queries).same * self.varied(values) * share * (1.0 - share)
+        return gradient.at(self.queries).same * self.varied(values) * share * (1.0 - share) * self._narrow
 
     def together(self, keys: Alike, values: Alike) -> Array:
         """Of two tokens that a query sees, Σ_jj' of what keys have in common times what values have, over n².
@@ -95,27 +103,31 @@ class Mixture:
         Less what it is where all tokens are equally alike, which `of_logits` has: tokens that are alike in groups, as
         early ones are under a causal mask, pull a query the same way.
         """
-        n, u, products = self.counts, self.uniform, []
-        for one in (keys, values):
-            places = one.at(self.keys)
-            full = places.full()[0]
-            across = self.uniform @ full
-            centre = (across @ self.uniform.T).diagonal()[:, None] - 2.0 * across
-            pairs = places.position - across[:, :, None] - across[:, None, :] + (across * u).sum(1)[:, None, None]
-            products.append((places.same + centre, pairs, self._spread(places.same, full)))
-        (k, k_pairs, k_spread), (v, v_pairs, v_spread) = products
-        pairs = k_pairs * v_pairs
+        n, u = self.counts, self.uniform
+        (k, k_pairs), (v, v_pairs) = self._centred(keys), self._centred(values)
+        k_spread, v_spread, pairs = self.varied(keys), self.varied(values), k_pairs * v_pairs
         found = np.einsum("ic,icd,id->i", u, pairs, u)
         found += (u * (k * v - np.diagonal(pairs, axis1=1, axis2=2))).sum(1) / n
         return np.maximum(found - (n - 1.0) / n**2 * k_spread * v_spread, 0.0)
+
+    def _centred(self, values: Alike) -> tuple[Array, Array]:
+        """Mean products of what is left of them when a query's mean is taken away: of each, of two different ones."""
+        places = values.at(self.keys)
+        across = self.uniform @ places.full()[0]
+        whole = (across * self.uniform).sum(1)
+        pairs = places.position - across[:, :, None] - across[:, None, :] + whole[:, None, None]
+        return places.same - 2.0 * across + whole[:, None], pairs
 
     def of_queries(self, square: Array) -> Alike:
         """Gradients of these mean squares, which have nothing to do with each other."""
         return _alone(self.queries, square)
 
-    def of_keys(self, square: Array) -> Alike:
-        """The same, of the keys that the queries see: each of them has its part."""
-        return _alone(self.keys, (self.queries * square) @ self.uniform / self.keys)
+    def of_keys(self, gradient: Alike, queries: Alike, values: Alike) -> Alike:
+        """The same, of the keys that the queries see: each by how far its value is from the mean of what they see."""
+        each = np.maximum(self._centred(values)[0], 0.0) * self.uniform
+        share = np.clip(self.own + 1.0 / self.counts, 0.0, 1.0) * self._narrow
+        weight = gradient.at(self.queries).same * share * queries.at(self.queries).same * self.queries
+        return _alone(self.keys, weight @ each / self.keys)
 
 
 def _alone(sizes: Array, square: Array) -> Alike:
@@ -124,9 +136,19 @@ def _alone(sizes: Array, square: Array) -> Alike:
 
 
 def mixture(
-    counts: Sequence[int], keys: int, widen: float, between: float, leaning: tuple[float, float], *, resolved: bool
+    counts: Sequence[int], keys: int, spread: float, alongside: float, leaning: tuple[float, float], *, resolved: bool
 ) -> Mixture:
-    """Weights of queries that see so many keys, from the first on; by class of position, or all as one."""
+    """Weights of queries that see so many keys, from the first on; by class of position, or all as one.
+
+    Args:
+        counts: how many keys each query sees.
+        keys: how many there are.
+        spread: variance of a query's logits over the keys.
+        alongside: covariance of two queries' logits.
+        leaning: what all queries share of a direction.
+        resolved: by class.
+    """
+    widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
     each = np.array(counts, dtype=np.float64)
     sizes, groups = (classes(len(counts)), classes(keys)) if resolved else (np.array([len(each)]), np.array([keys]))
     sizes, groups = sizes.astype(np.float64), groups.astype(np.float64)
@@ -138,4 +160,4 @@ def mixture(
     share = np.add.reduceat(widen / (each - 1.0 + widen) - 1.0 / each, starts) / sizes
     larger = np.maximum(number[:, None], number[None, :])
     overlap = np.minimum(between / larger, 1.0) - 1.0 / larger
-    return Mixture(sizes, groups, uniform, number, share, overlap, leaning)
+    return Mixture(sizes, groups, uniform, number, spread, share, overlap, leaning)

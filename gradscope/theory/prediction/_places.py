@@ -14,23 +14,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_SINGLE = 24
-"""Positions at the start, and one at the end, that are a class of their own."""
-
-_GROWTH = 8
-"""A later class has a part of so many of the positions before it."""
+_BEFORE, _AFTER = 12, 4
+"""A class has a part of so many of the positions before it, or after it if these are fewer: both ends are fine."""
 
 
 @lru_cache(maxsize=64)
 def classes(positions: int) -> Array:
     """How many positions each class has: always the same for so many positions."""
-    sizes, left = [1] * min(_SINGLE, positions), positions - _SINGLE - 1
-    while left > 0:
-        size = min(max(1, (positions - 1 - left) // _GROWTH), left)
-        sizes.append(size)
-        left -= size
-    if positions > _SINGLE:
-        sizes.append(1)
+    sizes, done = [], 0
+    while done < positions:
+        sizes.append(max(1, min(done // _BEFORE, (positions - done) // _AFTER)))
+        done += sizes[-1]
     return np.array(sizes, dtype=np.float64)
 
 

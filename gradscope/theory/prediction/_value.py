@@ -65,7 +65,12 @@ class Root:
 
     @classmethod
     def of(cls, h: Tensor, alike: Alike) -> Root:
-        """Entries of this distribution, an increasing function of z, and these mean products of two."""
+        """Entries of this distribution, an increasing function of z, and these mean products of two.
+
+        Where positions differ, the distribution may have been made of average ones: the mean square is that of all.
+        """
+        if alike.places is not None and (whole := square(h.detach())) > 0.0:
+            h = h * math.sqrt(alike.same / whole)
         pair = Pair(h.detach())
         position, inputs, both = (pair.correlation(a) for a in alike.numbers[1:])
         return cls(h.detach().clone().requires_grad_(), position, inputs, both, _by_position(h.detach(), alike))

@@ -15,10 +15,12 @@ from torch.nn import functional
 from gradscope import predict, probe
 from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._grid import CDF
 from gradscope.theory.prediction._mixture import mixture
 from gradscope.theory.prediction._places import Places, classes, membership
 from gradscope.theory.prediction._prediction import predicted
 from gradscope.theory.prediction._value import Atom, Root, Value
+from gradscope.theory.prediction._visible import Visible
 from tests.test_prediction import Call, Made, Residual, gated, gelu_by_hand, rms_norm_by_hand
 
 INPUTS, TOKENS, WIDTH = 32, 12, 256
@@ -69,6 +71,15 @@ class Full(Causal):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Window(Causal):
+    """The same, of the last four tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril().triu(-3)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class Added(nn.Module):
@@ -141,6 +152,7 @@ OPERATIONS: dict[str, Callable[[], Made]] = {
         nn.Sequential(Causal(), norm()(), linear()),
         torch.randn(INPUTS, 60, WIDTH),
     ),
+    "an attention to the last four tokens, twice": chain(Window, norm(), Window),
     "an attention of which one token is looked at": chain(Full, linear, call(lambda x: x[:, 0])),
     "an attention after a small token": chain(led(0.01), norm(), Full, linear, call(lambda x: x[:, :3])),
 }
@@ -282,7 +294,7 @@ def test_uniform_causal_weights_mix_as_their_matrix_does(positions: int, toleran
     """U·V·Uᵀ forward and Uᵀ·G·U backward, exactly where each position has a class of its own."""
     alike = random_places(positions)[0] if positions == 12 else Alike(1.0, 0.3, 0.2, 0.1)
     weights = np.tril(np.ones((positions, positions))) / np.arange(1.0, positions + 1.0)[:, None]
-    mix = mixture(range(1, positions + 1), positions, 0.0, 0.0, (0.0, 0.0), resolved=True)
+    mix = mixture(Visible.first(range(1, positions + 1)), positions, 0.0, 0.0, (0.0, 0.0), resolved=True)
     own, other = random_places(12)[1:] if positions == 12 else (np.full((positions,) * 2, c) for c in (0.3, 0.1))
     if positions != 12:
         np.fill_diagonal(own, 1.0)
@@ -298,11 +310,30 @@ def test_uniform_causal_weights_mix_as_their_matrix_does(positions: int, toleran
             assert found.places.position[apart] == pytest.approx(one[apart], rel=tolerance)
 
 
+def test_a_mask_is_mixed_by_its_own_numbers() -> None:
+    """A window of the last three: forward and backward as its matrix does; a causal mask is a number of first keys."""
+    alike, own, _ = random_places(12)
+    mask = torch.ones(12, 12, dtype=torch.float64).tril().triu(-2)
+    weights = (mask / mask.sum(1, keepdim=True)).numpy()
+    mix = mixture(Visible.of(mask.bool()), 12, 0.0, 0.0, (0.0, 0.0), resolved=True)
+    for found, weight in ((mix.averaged(alike).places, weights), (mix.of_values(alike), weights.T)):
+        assert found is not None
+        expected = weight @ own @ weight.T
+        assert found.same == pytest.approx(np.diag(expected), rel=1e-12)
+        apart = ~np.eye(12, dtype=bool)
+        assert found.position[apart] == pytest.approx(expected[apart], rel=1e-12)
+    causal = Visible.of(torch.ones(5, 5).tril())
+    assert causal.table is None
+    assert causal.counts.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert Visible.of(torch.ones(5, 5)).alike
+    assert not causal.alike
+
+
 def test_tokens_that_are_alike_in_groups_pull_a_query_together() -> None:
     """Σ_jj' of centred products of keys times those of values, over n²: a loop over all pairs."""
     keys, k, _ = random_places(9, seed=1)
     values, v, _ = random_places(9, seed=2)
-    mix = mixture(range(1, 10), 9, 0.0, 0.0, (0.0, 0.0), resolved=True)
+    mix = mixture(Visible.first(range(1, 10)), 9, 0.0, 0.0, (0.0, 0.0), resolved=True)
     expected = []
     for n in range(1, 10):
         centre = np.eye(n) - 1.0 / n
@@ -318,7 +349,7 @@ def test_tokens_that_are_alike_in_groups_pull_a_query_together() -> None:
 def test_a_root_keeps_the_products_that_it_was_made_of() -> None:
     """At each position and of each two, also where its entries are not normal and have a mean."""
     alike, _, _ = random_places(15)
-    exponential = -torch.log1p(-torch.linspace(1e-6, 1.0 - 1e-6, 1025, dtype=torch.float64))
+    exponential = -torch.log1p(-CDF.clamp(max=1.0 - 1e-12))
     shifted = alike * 0.1 + Alike.shared(4.0)
     assert Root.gaussian(Alike.alone(1.0)).places is None
     for root, given in ((Root.gaussian(alike), alike), (Root.of(exponential, shifted), shifted)):
@@ -336,7 +367,7 @@ def test_the_slope_of_a_softmax_is_that_of_drawn_logits(count: int) -> None:
     weights = drawn / drawn.sum(1, keepdims=True)
     share = (weights**2).sum(1, keepdims=True)
     expected = (weights**2 * (1.0 - 2.0 * weights + share)).sum(1).mean()
-    mix = mixture([count], count, 0.3, 0.0, (0.0, 0.0), resolved=False)
+    mix = mixture(Visible.first([count]), count, 0.3, 0.0, (0.0, 0.0), resolved=False)
     assert mix.of_logits(Alike.alone(1.0), Alike.alone(1.0)) == pytest.approx([expected], rel=0.08)
 
 

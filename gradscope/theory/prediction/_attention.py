@@ -26,6 +26,7 @@ from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._mixture import mixture
 from gradscope.theory.prediction._registry import NoRule, rule
 from gradscope.theory.prediction._value import Root, Scores, Value
+from gradscope.theory.prediction._visible import Visible
 
 
 @rule("scaled_dot_product_attention")
@@ -80,21 +81,21 @@ def averaged_by(
     """Values, averaged by the softmax of these scores."""
     query, key, width = scores.query, scores.key, scores.width
     heads = query.count("unit") / key.count("unit") if scores.keys == key.shape[-2] else 1.0  # that share a key
-    counts = _counts(queries, keys, causal, attn_mask)
+    visible = _visible(queries, keys, causal, attn_mask)
     whole = query.count("position") == queries and value.count("position") == keys
     q, k, v = (one.alike if whole else one.alike.flat for one in (query, key, value))
     logit = factor**2 * width * max(k.same - k.position, 0.0)
     spread, alongside = logit * q.same, logit * q.position
     entries = max(query.count("unit"), 1)  # of a token, over all heads
     leaning = (spread / entries, alongside / entries) if keys > 1 else (0.0, 0.0)
-    resolved = len(set(counts)) > 1 or any(one.places is not None for one in (q, k, v))
-    mix = mixture(counts, keys, spread, alongside, leaning, resolved=resolved)
+    resolved = not visible.alike or any(one.places is not None for one in (q, k, v))
+    mix = mixture(visible, keys, spread, alongside, leaning, resolved=resolved)
     alike = mix.averaged(v)
     root = Root.gaussian(alike if whole else alike.flat, value.mean)
 
     def back() -> None:
         g = root.gradient
-        own = mix if resolved or g.places is None else mixture(counts, keys, spread, alongside, leaning, resolved=True)
+        own = mix if resolved or g.places is None else mixture(visible, keys, spread, alongside, leaning, resolved=True)
         flow.give(value, Alike.of(own.of_values(g)) * heads)
         logits = own.of_logits(g, v) * (factor**2 * width)  # Σ_j of the logits' gradients squared, of one query
         common = 1.0 + own.counts / entries
@@ -106,18 +107,18 @@ def averaged_by(
     return Value((*query.dims[:-1], value.dims[-1]), root, root.h)
 
 
-def _counts(queries: int, keys: int, causal: bool, mask: Any) -> list[int]:
-    """How many keys each query sees."""
+def _visible(queries: int, keys: int, causal: bool, mask: Any) -> Visible:
+    """Which keys each query sees: by a mask's own numbers where it has them, without them by a causal one."""
     if causal:
-        return [min(keys, i + 1) for i in range(queries)]
+        return Visible.first([min(keys, i + 1) for i in range(queries)])
     if isinstance(mask, Constant) and mask.tensor is not None and mask.tensor.device.type != "meta":
         tensor = mask.tensor
         seen = tensor if tensor.dtype.is_floating_point is False else tensor > -1e4
-        counts = seen.reshape(-1, *seen.shape[-2:])[0].sum(-1).tolist()
-        return [max(int(n), 1) for n in counts] if len(counts) == queries else [keys] * queries
+        table = seen.reshape(-1, *seen.shape[-2:])[0]
+        return Visible.of(table) if table.shape == (queries, keys) else Visible.first([keys] * queries)
     if isinstance(mask, Constant) and queries == keys:
-        return [i + 1 for i in range(queries)]
-    return [keys] * queries
+        return Visible.first(range(1, queries + 1))
+    return Visible.first([keys] * queries)
 
 
 def bilinear(flow: Flow, operation: Operation, x: Value, y: Value, bias: Any) -> Value:

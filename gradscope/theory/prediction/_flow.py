@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation, Program, Ref
 from gradscope.theory.prediction._constant import Constant, Indices, Known, Moments
-from gradscope.theory.prediction._grid import Pair, mean, quantiles
-from gradscope.theory.prediction._places import Places
+from gradscope.theory.prediction._grid import mean, quantiles
 from gradscope.theory.prediction._registry import RULES, NoRule
+from gradscope.theory.prediction._slopes import between_places, slopes_of
 from gradscope.theory.prediction._value import Atom, Dims, Label, Root, Value, regroup
 
 _LARGEST = 1 << 24
@@ -240,38 +239,13 @@ class Flow:
         )
         for one, slope in zip(seen, slopes[1:], strict=True):
             if slope is not None:
-                one.gradient += mean(profile * slope * slope) * _of_places(gradient, value, one)
+                one.gradient += mean(profile * slope * slope) * between_places(gradient, value, one)
         if slopes[0] is None:
             return
         here = profile * slopes[0].square()
-        passed = gradient.times(_slopes(value, slopes[0], mean(here) / gradient.same))
+        passed = gradient.times(slopes_of(value, slopes[0], mean(here) / gradient.same))
         root.profile = root.profile + here * (passed.same / max(mean(here), 1e-300))
         root.gradient = root.gradient + passed
-
-
-def _slopes(value: Value, slope: Tensor, square: float) -> Alike:
-    """Mean products of the slopes of a value towards its root, of this mean square."""
-    root, pair, positions = value.root, Pair(slope), value.count("position")
-    assert root is not None
-    own = root.places_of(positions)
-    if value.sizes is None or own is None:
-        return Alike(square, pair.at(root.position), pair.at(root.input), pair.at(root.both))
-    same = np.full(len(own.sizes), square)
-    found = Places(own.sizes, same, *(pair.table(one) for one in own.tables[1:]))
-    return Alike.of(found if value.gain is None else found.scaled(value.gain))
-
-
-def _of_places(gradient: Alike, value: Value, site: Value) -> float:
-    """What multiplies a site's gradient, squared, as positions differ in their gain between it and the value."""
-    if value.gain is None and site.gain is None:
-        return 1.0
-    places = gradient.by_position(value.count("position"))
-    ones = np.ones(len(places.sizes))
-    ours, theirs = (ones if one.gain is None else one.gain for one in (value, site))
-    if not len(ours) == len(theirs) == len(ones):
-        return 1.0
-    gain = ours / np.maximum(theirs, 1e-300)
-    return float((places.sizes * places.same) @ gain) / places.count / gradient.same
 
 
 def _factor(operation: Operation, args: Any) -> float | None:

@@ -8,13 +8,13 @@ spread adds, of one query or two, is a share of the variance of what both of the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._places import Array, Places, classes
+from gradscope.theory.prediction._visible import Visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Mixture:
         counts: how many keys a query sees.
         spread: variance of a query's logits over the keys.
         own: E Σ_j A_ij², less 1/n: of one query.
-        overlap: E Σ_j A_ij A_i'j, less 1/n: of two.
+        common: Σ_j A_ij A_i'j of uniform weights, of two different queries: 1/n where the one with n sees all of it.
+        overlap: E Σ_j A_ij A_i'j, less that.
         leaning: what all queries share of a direction, which is added to both forward.
     """
 
@@ -37,16 +38,9 @@ class Mixture:
     counts: Array
     spread: float
     own: Array
+    common: Array
     overlap: Array
     leaning: tuple[float, float]
-
-    @property
-    def _larger(self) -> Array:
-        return np.maximum(self.counts[:, None], self.counts[None, :])
-
-    @property
-    def _smaller(self) -> Array:
-        return np.minimum(self.counts[:, None], self.counts[None, :])
 
     @property
     def _narrow(self) -> Array:
@@ -66,12 +60,12 @@ class Mixture:
     def averaged(self, values: Alike) -> Alike:
         """What the queries get of them."""
         places = values.at(self.keys)
-        fewest = self.counts[:, None] <= self.counts[None, :]
+        fewest, most = self.counts[:, None] <= self.counts[None, :], 1.0 - self.common
         tables = []
         for same, full, own in zip((places.same, places.input), places.full(), (self.own, None), strict=True):
             mixed, spread = self.uniform @ full @ self.uniform.T, self._spread(same, full)
-            common = np.where(fewest, spread[:, None], spread[None, :])  # of two queries: over what both see
-            pairs = mixed + np.minimum(self.overlap + self.leaning[1], 1.0 - 1.0 / self._larger) * common
+            both = np.where(fewest, spread[:, None], spread[None, :])  # of two queries: over what both see
+            pairs = mixed + np.minimum(self.overlap + self.leaning[1], most) * both
             alone = np.diag(pairs) if own is None else None
             if own is not None:
                 alone = np.diag(mixed) + np.minimum(own + self.leaning[0], 1.0 - 1.0 / self.counts) * spread
@@ -83,14 +77,16 @@ class Mixture:
         places = gradient.at(self.queries)
         back = self.uniform * self.queries[:, None] / self.keys[None, :]  # of one key, over a class of queries
         own, other = places.full()
-        extra = places.position * self.overlap * self._larger
+        seen = np.outer(self.counts, self.counts) * self.common  # keys that both see
+        gain = np.where(seen > 0.0, self.overlap / np.maximum(self.common, 1e-300), 0.0)
+        extra = places.position * gain
         each = places.same * self.own * self.counts - np.diag(extra)
         extra = extra + np.diag(each / self.queries)
         through = back.T @ own @ back
-        more, less = (back.T @ one @ back for one in (extra, extra / np.maximum(self._smaller - 1.0, 1.0)))
+        more, less = (back.T @ one @ back for one in (extra, extra / np.maximum(seen - 1.0, 1.0)))
         across = back.T @ other @ back
-        seen = back.T @ (np.where(np.eye(len(other)) > 0.0, other, places.both) * self.overlap * self._larger) @ back
-        return Places(self.keys, np.diag(through + more), through - less, np.diag(across + seen), across)
+        again = back.T @ (np.where(np.eye(len(other)) > 0.0, other, places.both) * gain) @ back
+        return Places(self.keys, np.diag(through + more), through - less, np.diag(across + again), across)
 
     def of_logits(self, gradient: Alike, values: Alike) -> Array:
         """Σ_j of the squares of the gradients of a query's logits, by class: a single key has no choice."""
@@ -108,7 +104,8 @@ class Mixture:
         k_spread, v_spread, pairs = self.varied(keys), self.varied(values), k_pairs * v_pairs
         found = np.einsum("ic,icd,id->i", u, pairs, u)
         found += (u * (k * v - np.diagonal(pairs, axis1=1, axis2=2))).sum(1) / n
-        return np.maximum(found - (n - 1.0) / n**2 * k_spread * v_spread, 0.0)
+        excess: Array = np.maximum(found - (n - 1.0) / n**2 * k_spread * v_spread, 0.0)
+        return excess
 
     def _centred(self, values: Alike) -> tuple[Array, Array]:
         """Mean products of what is left of them when a query's mean is taken away: of each, of two different ones."""
@@ -136,12 +133,12 @@ def _alone(sizes: Array, square: Array) -> Alike:
 
 
 def mixture(
-    counts: Sequence[int], keys: int, spread: float, alongside: float, leaning: tuple[float, float], *, resolved: bool
+    visible: Visible, keys: int, spread: float, alongside: float, leaning: tuple[float, float], *, resolved: bool
 ) -> Mixture:
-    """Weights of queries that see so many keys, from the first on; by class of position, or all as one.
+    """An attention's weights; by class of position, or all as one.
 
     Args:
-        counts: how many keys each query sees.
+        visible: which keys each query sees.
         keys: how many there are.
         spread: variance of a query's logits over the keys.
         alongside: covariance of two queries' logits.
@@ -149,15 +146,12 @@ def mixture(
         resolved: by class.
     """
     widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
-    each = np.array(counts, dtype=np.float64)
-    sizes, groups = (classes(len(counts)), classes(keys)) if resolved else (np.array([len(each)]), np.array([keys]))
-    sizes, groups = sizes.astype(np.float64), groups.astype(np.float64)
-    before = np.cumsum(groups) - groups
-    seen = np.clip(each[:, None] - before[None, :], 0.0, groups[None, :]) / each[:, None]
+    each = visible.counts
+    sizes, groups = (classes(n) if resolved else np.array([float(n)]) for n in (len(each), keys))
     starts = (np.cumsum(sizes) - sizes).astype(np.int64)
-    uniform = np.add.reduceat(seen, starts) / sizes[:, None]
+    uniform = np.add.reduceat(visible.shares(groups), starts) / sizes[:, None]
     number = sizes / np.add.reduceat(1.0 / each, starts)
     share = np.add.reduceat(widen / (each - 1.0 + widen) - 1.0 / each, starts) / sizes
-    larger = np.maximum(number[:, None], number[None, :])
-    overlap = np.minimum(between / larger, 1.0) - 1.0 / larger
-    return Mixture(sizes, groups, uniform, number, spread, share, overlap, leaning)
+    common = (uniform / groups) @ uniform.T
+    overlap = np.minimum(between * common, 1.0) - common
+    return Mixture(sizes, groups, uniform, number, spread, share, common, overlap, leaning)

@@ -84,7 +84,8 @@ def _sizes(function: Any, args: Sequence[Any], kwargs: Any, f: Tensor) -> Array:
     made = function(*given, **{key: value for key, value in kwargs.items() if key != "dtype"})
     made = made[0] if isinstance(made, tuple) else made
     squares = made.square().expand(-1, POINTS) @ WEIGHTS
-    return squares.numpy() / max(square(f.detach().expand(POINTS)), 1e-300)
+    relative: Array = squares.numpy() / max(square(f.detach().expand(POINTS)), 1e-300)
+    return relative
 
 
 def _with_a_constant(flow: Flow, operation: Operation, args: tuple[Any, ...], kwargs: Any) -> Value | None:

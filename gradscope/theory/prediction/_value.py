@@ -163,8 +163,8 @@ class Value:
         pair = Pair(self.values)
         own = self.root.places_of(self.count("position"))
         if sizes is None or own is None:
-            at = (pair.at(c) for c in (self.root.position, self.root.input, self.root.both))
-            return Alike(square(self.values), *at)
+            root = self.root
+            return Alike(square(self.values), pair.at(root.position), pair.at(root.input), pair.at(root.both))
         flat = np.full(len(own.sizes), square(self.values))
         return Alike.of(Places(own.sizes, flat, *(pair.table(one) for one in own.tables[1:])).scaled(sizes))
 

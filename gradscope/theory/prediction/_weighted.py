@@ -143,8 +143,7 @@ def embedding(flow: Flow, operation: Operation, w: Any, indices: Any, *args: Any
     if not (isinstance(w, Constant) and isinstance(indices, Indices)):
         raise NoRule("of these")
     same = indices.alike
-    alike = Alike(*(n * w.moments.square for n in same.numbers))
-    root = Root.gaussian(alike)
+    root = Root.gaussian(same * w.moments.square)
     made = Value((*indices.dims, (Atom("unit", w.shape[1]),)), root, root.h)
     flow.later(lambda: flow.note(w, made, root.gradient, same, 1.0 / w.shape[0]))  # of all rows, those that were used
     return made

@@ -135,6 +135,8 @@ OPERATIONS: dict[str, Callable[[], Made]] = {
     "a residual sum": chain(led(0.1), lambda: Residual(WIDTH), norm()),
     "gating": chain(led(2.0), lambda: nn.Linear(WIDTH, 2 * WIDTH, bias=False), call(gated), norm()),
     "dropout": chain(led(0.1), lambda: nn.Dropout(0.3), norm()),
+    "fused dropout": chain(led(0.1), call(lambda x: torch.native_dropout(x, 0.3, True)[0]), norm()),
+    "a norm without weights": chain(led(0.1), lambda: nn.LayerNorm(WIDTH, elementwise_affine=False), nn.Tanh),
     "a parameter for each position": chain(led(0.1), call(lambda x: x[:, :TOKENS]), Placed, norm()),
     "the first token": chain(linear, call(lambda x: x[:, 0])),
     "the last token, after a causal attention": chain(Causal, linear, call(lambda x: x[:, -1])),
@@ -161,7 +163,7 @@ OPERATIONS: dict[str, Callable[[], Made]] = {
 def by_position(make: Callable[[], Made], seeds: int) -> dict[tuple[str, str], list[tuple[Places, Places]]]:
     """Predicted and measured mean squares of each site, by class of position, of each network.
 
-    Of the gradients those of sites are taken that are no function of another one.
+    Gradients are known by position at sites that are no function of another one; at all sites on average.
     """
     found: dict[tuple[str, str], list[tuple[Places, Places]]] = defaultdict(list)
     for seed in range(seeds):
@@ -179,6 +181,9 @@ def by_position(make: Callable[[], Made], seeds: int) -> dict[tuple[str, str], l
                 if alike is not None and tensor is not None:
                     seen = of_entries(tensor.double().reshape(INPUTS, positions, -1))
                     found[signal, name].append((alike.by_position(positions), seen))
+            if value.root is not None and out.grad is not None:
+                pair = Alike.alone(value.gradient).by_position(1), of_entries(out.grad.double().reshape(INPUTS, 1, -1))
+                found["mean of activation_grad", name].append(pair)
     return found
 
 
@@ -218,7 +223,7 @@ def test_each_position_is_predicted_both_ways(name: str) -> None:
     What is 0 at a position is 0 there in both.
     """
     found = by_position(OPERATIONS[name], seeds=6)
-    assert len({signal for signal, _ in found}) == 2
+    assert len({signal for signal, _ in found}) == 3
     for site, pairs in found.items():
         theory = np.array([one.same for one, _ in pairs])
         seen = np.array([other.same for _, other in pairs])
@@ -327,6 +332,31 @@ def test_a_mask_is_mixed_by_its_own_numbers() -> None:
     assert causal.counts.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert Visible.of(torch.ones(5, 5)).alike
     assert not causal.alike
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_the_weights_of_each_query_sum_to_one_also_backward(spread: float) -> None:
+    """Σ_jj' of the products of the values' gradients is that of the queries', however the weights are spread."""
+    alike, own, _ = random_places(12)
+    mix = mixture(Visible.first(range(1, 13)), 12, spread, 0.1 * spread, (0.0, 0.0), resolved=True)
+    found = mix.of_values(alike)
+    assert (found.pairs * found.position).sum() + found.same.sum() == pytest.approx(own.sum(), rel=1e-9)
+    uniform = mixture(Visible.first(range(1, 13)), 12, 0.0, 0.0, (0.0, 0.0), resolved=True).of_values(alike)
+    assert (found.same.sum() > 1.001 * uniform.same.sum()) == (spread > 0.0)
+
+
+def test_a_gradient_of_what_all_inputs_share_is_the_sum_over_them() -> None:
+    """Of drawn gradients `(inputs, positions)`, whose products are known."""
+    drawn = np.random.default_rng(0).normal(size=(3, 5)) + 1.0
+    total = drawn.sum(0)
+    own = drawn.T @ drawn / 3.0
+    other = (np.outer(total, total) / 3.0 - own) / 2.0
+    places = Places(classes(5), np.diag(own).copy(), own, np.diag(other).copy(), other)
+    found = Alike.of(places).over_inputs(3).places
+    assert found is not None
+    assert found.same == pytest.approx(total**2 / 3.0)
+    assert found.position == pytest.approx(np.outer(total, total) / 3.0)
+    assert found.both == pytest.approx(found.position)
 
 
 def test_tokens_that_are_alike_in_groups_pull_a_query_together() -> None:

@@ -77,13 +77,14 @@ class Mixture:
         places = gradient.at(self.queries)
         back = self.uniform * self.queries[:, None] / self.keys[None, :]  # of one key, over a class of queries
         own, other = places.full()
-        seen = np.outer(self.counts, self.counts) * self.common  # keys that both see
+        pairs = np.outer(self.counts, self.counts)
+        seen = pairs * self.common  # keys that both see
         gain = np.where(seen > 0.0, self.overlap / np.maximum(self.common, 1e-300), 0.0)
         extra = places.position * gain
         each = places.same * self.own * self.counts - np.diag(extra)
         extra = extra + np.diag(each / self.queries)
         through = back.T @ own @ back
-        more, less = (back.T @ one @ back for one in (extra, extra / np.maximum(seen - 1.0, 1.0)))
+        more, less = (back.T @ one @ back for one in (extra, extra * seen / np.maximum(pairs - seen, 1e-9)))
         across = back.T @ other @ back
         again = back.T @ (np.where(np.eye(len(other)) > 0.0, other, places.both) * gain) @ back
         return Places(self.keys, np.diag(through + more), through - less, np.diag(across + again), across)

@@ -23,6 +23,8 @@ from gradscope import SweepConfig, predict, probe, sweep
 from gradscope.experiments import plain_network
 from gradscope.recording import Recording, SweepCell
 from gradscope.testing import assert_matches_theory
+from gradscope.theory.prediction._prediction import predicted
+from gradscope.theory.prediction._value import Value
 from tests.test_prediction import MODELS, SEEDS, he, hugging_face
 
 PLACE = re.compile(r"(?<=<!-- theory -->\n).*?(?=<!-- /theory -->)", re.DOTALL)
@@ -221,18 +223,21 @@ def post_normed(blocks: int) -> tuple[nn.Module, Tensor]:
 
 
 def by_position() -> Iterator[list[str]]:
-    """What attention returns at each position of a Llama's sequence, where theory has one mean for all."""
+    """What attention returns at each position of a Llama's sequence, and what theory says of each."""
     sites = [f"model.layers.{i}.self_attn.o_proj" for i in (0, 3)]
     groups = {"token 0": slice(0, 1), "tokens 1 – 3": slice(1, 4), "tokens 16 – 47": slice(16, 48), "all": slice(0, 48)}
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for seed in range(SEEDS["llama"]):
         torch.manual_seed(seed)
         model, inputs = hugging_face("llama")()
-        theory = predict(model, inputs)
-        expected = dict(
-            zip([s.name for s in theory.sites_of("activation")], theory.values("activation", "rms")[0], strict=True)
-        )
+        model.train(False)
+        flow = predicted(model, lambda model=model, inputs=inputs: model(**inputs), list(inputs.values()))
+        values = {one.module: flow.known[one.value] for one in flow.program.returned}
         for site in sites:
+            value = values[site]
+            assert isinstance(value, Value)
+            places = value.alike.by_position(48)
+            squares = np.repeat(places.same, places.sizes.astype(int))
             outputs: list[Tensor] = []
             handle = model.get_submodule(site).register_forward_hook(lambda m, x, y, to=outputs: to.append(y))
             with torch.no_grad():
@@ -240,7 +245,7 @@ def by_position() -> Iterator[list[str]]:
             handle.remove()
             for group, positions in groups.items():
                 rms = float(outputs[0][:, positions].double().square().mean().sqrt())
-                found[site, group].append(math.log(expected[site] / rms))
+                found[site, group].append(math.log(math.sqrt(squares[positions].mean()) / rms))
     for (site, group), logs in found.items():
         yield [f"llama, {site.removeprefix('model.')}", group, *spread(logs)]
 

@@ -379,18 +379,15 @@ SEEDS = {"vgg": 12, "llama": 6}
 """Of those whose networks differ more from each other."""
 
 
-SHARES = {"llama": 0.15}
-"""Its residual stream begins so small (embeddings of std 0.02) that the first tokens, which under a causal mask average
-few others, become much larger than the rest: a mean over positions, as here, does not tell them apart."""
-
-
 @pytest.mark.parametrize("name", list(MODELS))
 def test_nine_sites_of_ten_of_a_model_lie_within_20_percent(name: str) -> None:
-    """Geometric means over networks, of which the standard error is in the median below 5 %."""
+    """Each way: geometric means over networks, of which the standard error is in the median below 5 %."""
     seeds = SEEDS.get(name, 3)
     found = logs(MODELS[name], seeds)
-    off = {key: float(np.exp(values.mean())) for key, values in found.items() if abs(values.mean()) > math.log(1.2)}
-    assert len(off) <= SHARES.get(name, 0.1) * len(found), off
+    for signal in SIGNALS:
+        means = {site: values.mean() for (kind, site), values in found.items() if kind == signal}
+        off = {site: float(np.exp(mean)) for site, mean in means.items() if abs(mean) > math.log(1.2)}
+        assert len(off) <= 0.1 * len(means), off
     assert np.median([values.std(ddof=1) / math.sqrt(seeds) for values in found.values()]) < 0.05
 
 
@@ -408,6 +405,18 @@ def test_a_model_on_the_meta_device_is_predicted_as_one_that_has_values(name: st
     for signal in SIGNALS:
         assert [s.name for s in meta.sites_of(signal)] == [s.name for s in real.sites_of(signal)]
         assert meta.values(signal, "rms") == pytest.approx(real.values(signal, "rms"), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_a_model_whose_positions_differ_is_predicted_at_all_sites(name: str) -> None:
+    """A class token that is a parameter; first tokens that under a causal mask average few others: all within 20 %.
+
+    With one mean for all positions the gradient at the ViT's embedding was predicted at 0.59 of the measured one, and
+    the Llama's first queries at 1.4.
+    """
+    found = logs(MODELS[name], SEEDS.get(name, 3))
+    off = {key: float(np.exp(values.mean())) for key, values in found.items() if abs(values.mean()) > math.log(1.2)}
+    assert off == {}
 
 
 def test_weight_gradients_are_predicted_too() -> None:

@@ -19,11 +19,14 @@ from typing import Any
 
 import torch
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
+from gradscope.theory.prediction._mixture import mixture
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Root, Scores, Value
+from gradscope.theory.prediction._value import Root, Scores, Value
+from gradscope.theory.prediction._visible import Visible
 
 
 @rule("scaled_dot_product_attention")
@@ -78,66 +81,44 @@ def averaged_by(
     """Values, averaged by the softmax of these scores."""
     query, key, width = scores.query, scores.key, scores.width
     heads = query.count("unit") / key.count("unit") if scores.keys == key.shape[-2] else 1.0  # that share a key
-    q, k, v = query.alike, key.alike, value.alike
-    counts = _counts(queries, keys, causal, attn_mask)
-    spread = factor**2 * width * q.same * max(k.same - k.position, 0.0)
-    alongside = factor**2 * width * q.position * max(k.same - k.position, 0.0)
-    widen, between = math.exp(min(spread, 50.0)), math.exp(min(alongside, 50.0))
-    shares = [widen / (n - 1 + widen) for n in counts]
-    same = sum(shares) / len(shares)
-    moved = sum(s * (1.0 - s) for s in shares) / len(shares)  # a single key has no choice
-    overlap = _overlap(counts, between)
-    varied = v.same - v.position
+    visible = _visible(queries, keys, causal, attn_mask)
+    whole = query.count("position") == queries and value.count("position") == keys
+    q, k, v = (one.alike if whole else one.alike.flat for one in (query, key, value))
+    logit = factor**2 * width * max(k.same - k.position, 0.0)
+    spread, alongside = logit * q.same, logit * q.position
     entries = max(query.count("unit"), 1)  # of a token, over all heads
     leaning = (spread / entries, alongside / entries) if keys > 1 else (0.0, 0.0)
-    alike = Alike(
-        v.position + varied * min(same + leaning[0], 1.0),
-        v.position + varied * min(overlap + leaning[1], 1.0),
-        v.both + (v.input - v.both) * overlap,
-        v.both + (v.input - v.both) * overlap,
-    )
-    root = Root.gaussian(alike, value.mean)
+    resolved = not visible.alike or any(one.places is not None for one in (q, k, v))
+    mix = mixture(visible, keys, spread, alongside, leaning, resolved=resolved)
+    alike = mix.averaged(v)
+    root = Root.gaussian(alike if whole else alike.flat, value.mean)
 
     def back() -> None:
         g = root.gradient
-        pairs = queries * (queries - 1)
-        total = queries * same * g.same + pairs * overlap * g.position
-        crossed = queries * (1.0 - same) * g.same + pairs * (1.0 - overlap) * g.position
-        at_inputs = queries * overlap * g.input + pairs * overlap * g.both
-        rest = queries * (1.0 - overlap) * g.input + pairs * (1.0 - overlap) * g.both
-        others = max(keys * (keys - 1), 1) / heads
-        flow.give(value, Alike(heads * total / keys, crossed / others, heads * at_inputs / keys, rest / others))
-        logits = factor**2 * width * g.same * varied * moved  # Σ_j of the logits' gradients squared, of one query
-        common = 1.0 + sum(counts) / len(counts) / entries
-        flow.give(query, Alike.alone(logits * common * max(k.same - k.position, 0.0)))
-        flow.give(key, Alike.alone(heads * queries / keys * logits * q.same))
+        own = mix if resolved or g.places is None else mixture(visible, keys, spread, alongside, leaning, resolved=True)
+        flow.give(value, Alike.of(own.of_values(g)) * heads)
+        logits = own.of_logits(g, v) * (factor**2 * width)  # Σ_j of the logits' gradients squared, of one query
+        common = 1.0 + own.counts / entries
+        grouped = factor**2 * width * g.at(own.queries).same * own.together(k, v)
+        flow.give(query, own.of_queries(logits * common * own.varied(k) + grouped))
+        flow.give(key, own.of_keys(g, q, v) * (factor**2 * width * heads))
 
     flow.later(back)
     return Value((*query.dims[:-1], value.dims[-1]), root, root.h)
 
 
-def _counts(queries: int, keys: int, causal: bool, mask: Any) -> list[int]:
-    """How many keys each query sees."""
+def _visible(queries: int, keys: int, causal: bool, mask: Any) -> Visible:
+    """Which keys each query sees: by a mask's own numbers where it has them, without them by a causal one."""
     if causal:
-        return [min(keys, i + 1) for i in range(queries)]
+        return Visible.first([min(keys, i + 1) for i in range(queries)])
     if isinstance(mask, Constant) and mask.tensor is not None and mask.tensor.device.type != "meta":
         tensor = mask.tensor
         seen = tensor if tensor.dtype.is_floating_point is False else tensor > -1e4
-        counts = seen.reshape(-1, *seen.shape[-2:])[0].sum(-1).tolist()
-        return [max(int(n), 1) for n in counts] if len(counts) == queries else [keys] * queries
+        table = seen.reshape(-1, *seen.shape[-2:])[0]
+        return Visible.of(table) if table.shape == (queries, keys) else Visible.first([keys] * queries)
     if isinstance(mask, Constant) and queries == keys:
-        return [i + 1 for i in range(queries)]
-    return [keys] * queries
-
-
-def _overlap(counts: list[int], between: float) -> float:
-    """E Σ_j A_ij A_i'j of two queries, over the pairs."""
-    n = len(counts)
-    if n == 1:
-        return 1.0
-    ordered = sorted(counts)
-    total = sum(i * min(between / count, 1.0) for i, count in enumerate(ordered))
-    return total / (n * (n - 1) / 2)
+        return Visible.first(range(1, queries + 1))
+    return Visible.first([keys] * queries)
 
 
 def bilinear(flow: Flow, operation: Operation, x: Value, y: Value, bias: Any) -> Value:

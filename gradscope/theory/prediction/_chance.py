@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._registry import rule
-from gradscope.theory.prediction._value import Alike, Root, Value
+from gradscope.theory.prediction._value import Root, Value
 
 
 @rule("aten.native_dropout")
@@ -18,17 +19,12 @@ def dropout(flow: Flow, operation: Operation, x: Any, p: float, train: Any = Tru
     """A share p of the entries is 0, the others are larger."""
     if train is False or p == 0.0:
         return [x, None]
-    a = x.alike
-    alike = Alike(a.same / (1.0 - p), a.position, a.input, a.both)
+    alike = x.alike.scaled(same=1.0 / (1.0 - p))
     kept = torch.cat([x.values / (1.0 - p), torch.zeros(1, dtype=torch.float64)])
     weights = torch.cat([_grid.WEIGHTS * (1.0 - p), torch.full((1,), p, dtype=torch.float64)])
     root = Root.of(_grid.quantiles(kept, weights), alike)
 
-    def back() -> None:
-        g = root.gradient
-        flow.give(x, Alike(g.same / (1.0 - p), g.position, g.input, g.both))
-
-    flow.later(back)
+    flow.later(lambda: flow.give(x, root.gradient.scaled(same=1.0 / (1.0 - p))))
     return [Value(x.dims, root, root.h), None]
 
 

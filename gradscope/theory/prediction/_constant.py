@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.theory.prediction._value import Alike, Dims, Value
+from gradscope.theory.prediction._alike import Alike
+from gradscope.theory.prediction._value import Dims, Label, Value
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ class Constant:
 
         What is the same at all positions is shared by them, and so for inputs; what differs has its mean in common.
         """
-        own = self.shape[::-1]
-        labels = [{atom.label for atom in dim} for dim in dims[::-1]]
-        varies = {label for size, found in zip(own, labels, strict=False) if size > 1 for label in found}
+        varies = self.varies(dims)
         square, apart = self.moments.square, self.moments.mean**2
         position = apart if "position" in varies else square
         inputs = apart if "input" in varies else square
         return Alike(square, position, inputs, apart if varies & {"position", "input"} else square)
+
+    def varies(self, dims: Dims) -> set[Label]:
+        """Over what: it differs from one position to another, from input to input, from unit to unit."""
+        labels = [{atom.label for atom in dim} for dim in dims[::-1]]
+        return {label for size, found in zip(self.shape[::-1], labels, strict=False) if size > 1 for label in found}
 
     @property
     def spread(self) -> float:

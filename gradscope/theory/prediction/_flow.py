@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation, Program, Ref
 from gradscope.theory.prediction._constant import Constant, Indices, Known, Moments
-from gradscope.theory.prediction._grid import Pair, mean, quantiles
+from gradscope.theory.prediction._grid import mean, quantiles
 from gradscope.theory.prediction._registry import RULES, NoRule
-from gradscope.theory.prediction._value import Alike, Atom, Dims, Label, Root, Value, regroup
+from gradscope.theory.prediction._slopes import between_places, slopes_of
+from gradscope.theory.prediction._value import Atom, Dims, Label, Root, Value, regroup
 
 _LARGEST = 1 << 24
 """Entries of a constant that is worked out."""
@@ -230,19 +232,20 @@ class Flow:
         towards = [root.h, *(one.f for one in seen)]
         if not value.f.requires_grad:
             return
+        gradient = gradient.within(value.count("position"))
         profile = torch.full_like(root.profile, gradient.same) if profile is None else profile
         slopes: Sequence[Tensor | None] = torch.autograd.grad(
             value.f.sum(), towards, retain_graph=True, allow_unused=True
         )
         for one, slope in zip(seen, slopes[1:], strict=True):
             if slope is not None:
-                one.gradient += mean(profile * slope * slope)
+                one.gradient += mean(profile * slope * slope) * between_places(gradient, value, one)
         if slopes[0] is None:
             return
-        here, pair = profile * slopes[0].square(), Pair(slopes[0])
-        factors = Alike(0.0, pair.at(root.position), pair.at(root.input), pair.at(root.both))
-        root.profile = root.profile + here
-        root.gradient = root.gradient + gradient.times(factors) + Alike(mean(here), 0.0, 0.0, 0.0)
+        here = profile * slopes[0].square()
+        passed = gradient.times(slopes_of(value, slopes[0], mean(here) / gradient.same))
+        root.profile = root.profile + here * (passed.same / max(mean(here), 1e-300))
+        root.gradient = root.gradient + passed
 
 
 def _factor(operation: Operation, args: Any) -> float | None:

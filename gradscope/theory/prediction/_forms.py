@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._alike import NOTHING, Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant, Indices
 from gradscope.theory.prediction._flow import Flow, regroup_or_guess
+from gradscope.theory.prediction._positions import one_after_another, over_positions, some_positions, taken_positions
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import NOTHING, Alike, Atom, Dims, Root, Value
+from gradscope.theory.prediction._value import Atom, Dims, Root, Value
 
 
 @rule(
@@ -49,7 +51,11 @@ def turned(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) 
     else:
         a, b = (i % len(order) for i in args[:2])
         order[a], order[b] = order[b], order[a]
-    return _with_dims(x, tuple(x.dims[i] for i in order))
+    dims = tuple(x.dims[i] for i in order)
+    moved = [i for i in order if any(atom.label == "position" and atom.size > 1 for atom in x.dims[i])]
+    if moved != sorted(moved) and isinstance(x, Value) and x.root is not None:  # they are not counted as they were
+        return _copy(flow, x, dims, 1.0, flat=True)
+    return _with_dims(x, dims)
 
 
 @rule(
@@ -59,7 +65,7 @@ def turned(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) 
 def parts(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Parts along a dimension: of units they have nothing to do with each other, though they are spread alike."""
     made: list[Value | Indices] = []
-    for shape in operation.shapes:
+    for i, shape in enumerate(operation.shapes):
         if isinstance(x, Indices):
             made.append(Indices(regroup_or_guess(x.dims, shape), x.alike, x.tensor))
             continue
@@ -70,17 +76,18 @@ def parts(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any) -
         if share == 1.0:
             made.append(x.with_dims(dims))
             continue
-        made.append(_copy(flow, x, dims, share))
+        taken = None if x.root is None else taken_positions(operation, x.dims, i, args)
+        made.append(_copy(flow, x, dims, share) if taken is None else some_positions(flow, x, dims, taken))
     return made
 
 
-def _copy(flow: Flow, x: Value, dims: Dims, share: float) -> Value:
+def _copy(flow: Flow, x: Value, dims: Dims, share: float, *, flat: bool = False) -> Value:
     """Other entries of the same kind; their gradient is a part of all."""
     if x.root is None:
         return x.with_dims(dims)
-    alike = x.alike
+    alike = x.alike.flat if flat else x.alike
     root = Root.of(_grid.quantiles(x.values, _grid.WEIGHTS), alike)
-    flow.later(lambda: flow.give(x, root.gradient * share))
+    flow.later(lambda: flow.give(x, (root.gradient.flat if flat else root.gradient) * share))
     return Value(dims, root, root.h)
 
 
@@ -109,6 +116,10 @@ def together(flow: Flow, operation: Operation, pieces: Any, *args: Any, **kwargs
     shape = operation.shapes[0]
     pieces = [one for one in pieces if math.prod(one.shape)]
     values = [one for one in pieces if isinstance(one, Value)]
+    longest = max(values, key=lambda one: math.prod(one.shape))
+    dims = _grown(longest.dims, shape)
+    if operation.name != "aten.stack" and over_positions(dims, args[0] if args else 0):
+        return one_after_another(flow, pieces, dims, args[0] if args else 0)
     total = sum(math.prod(one.shape) for one in pieces)
     distribution, weights, alike = [], [], NOTHING
     for one in pieces:
@@ -129,8 +140,6 @@ def together(flow: Flow, operation: Operation, pieces: Any, *args: Any, **kwargs
             flow.give(one, root.gradient)
 
     flow.later(back)
-    longest = max(values, key=lambda one: math.prod(one.shape))
-    dims = _grown(longest.dims, shape)
     return Value(dims, root, root.h)
 
 

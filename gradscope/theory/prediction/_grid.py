@@ -9,9 +9,13 @@ a kink. With the coefficients a_k = Σ_i w_i f_i h_k(z_i) of the normalized Herm
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from gradscope.theory.prediction._places import Array
 
 POINTS = 1025
 _REACH = 8.5
@@ -32,6 +36,10 @@ def _hermite() -> Tensor:
 
 _COEFFICIENTS: Tensor = _hermite()
 _POWERS: Tensor = torch.arange(_TERMS, dtype=torch.float64, device="cpu")
+_ANGLES: Array = -np.cos(np.linspace(0.0, np.pi, 513))
+"""-c of correlations from 1 to -1, by equal angles."""
+_POWERS_OF_ANGLES: Tensor = torch.from_numpy(-_ANGLES)[:, None] ** _POWERS
+_LAST_OF_ANGLES: Tensor = torch.from_numpy(-_ANGLES) ** (2 * _TERMS)
 
 
 def mean(f: Tensor) -> float:
@@ -55,6 +63,20 @@ class Pair:
     def at(self, c: float) -> float:
         """At a correlation in [-1, 1]."""
         return float(self._squares @ (c**_POWERS)) + self._left * c ** (2 * _TERMS)
+
+    def table(self, c: Array) -> Array:
+        """At many, between which it is interpolated: over the angle, where it is smooth for kinks and steps too."""
+        return np.interp(-c, _ANGLES, self._curve)
+
+    def correlations(self, products: Array) -> Array:
+        """The correlations of many products, of an increasing function."""
+        return np.interp(products, np.maximum.accumulate(self._curve[::-1]), -_ANGLES[::-1])
+
+    @cached_property
+    def _curve(self) -> Array:
+        """From 1 to -1."""
+        curve: Array = (_POWERS_OF_ANGLES @ self._squares + self._left * _LAST_OF_ANGLES).numpy()
+        return curve
 
     def correlation(self, product: float) -> float:
         """The correlation that gives this mean product: 1 for what is beyond the square, -1 for what is below."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._grid import square
 from gradscope.theory.prediction._parameters import added, multiplied
 from gradscope.theory.prediction._registry import rule
-from gradscope.theory.prediction._value import Alike, Root, Value
+from gradscope.theory.prediction._value import Root, Value
 
 
 @rule("aten.native_layer_norm")
@@ -21,19 +23,27 @@ def layer_norm(
     flow: Flow, operation: Operation, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Any:
     """The units of each position have mean 0 and variance 1."""
-    var = square(x.values) - x.mean**2
-    return [_affine(flow, _scaled(x, x.mean, var + eps), weight, bias), None, None]
+    return [_affine(flow, _normed(x, x.mean, eps), weight, bias), None, None]
 
 
 @rule("rms_norm", "aten._fused_rms_norm", "aten.rms_norm")
 def rms_norm(flow: Flow, operation: Operation, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     """The units of each position have mean square 1."""
-    return [_affine(flow, _scaled(x, 0.0, square(x.values) + (eps or 1e-7)), weight, None), None]
+    return [_affine(flow, _normed(x, 0.0, eps or 1e-7), weight, None), None]
 
 
 def _scaled(x: Value, centre: float, var: float) -> Value:
     with torch.enable_grad():
-        return Value(x.dims, x.root, (x.f - centre) / math.sqrt(var))
+        return replace(x, f=(x.f - centre) / math.sqrt(var))
+
+
+def _normed(x: Value, centre: float, eps: float) -> Value:
+    """Each position has a variance of its own, which a small eps leaves nothing of."""
+    var = square(x.values) - centre**2
+    made, sizes = _scaled(x, centre, var + eps), x.sizes
+    if sizes is None:
+        return made
+    return x.resized(made.f, sizes * (var + eps) / (var * sizes + eps))
 
 
 def _affine(flow: Flow, x: Value, weight: Any, bias: Any) -> Value:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
-from gradscope.theory.prediction._grid import POINTS, conditional, mean, outer, square
+from gradscope.theory.prediction._grid import POINTS, WEIGHTS, conditional, mean, outer, square
 from gradscope.theory.prediction._parameters import added, multiplied
+from gradscope.theory.prediction._places import Array
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Dims, Root, Value, broadcast, number
+from gradscope.theory.prediction._value import Dims, Root, Value, broadcast, number
 
 _NAMES = """abs add celu clamp clamp_min clamp_max cos div elu erf exp gelu hardsigmoid hardswish hardtanh
 leaky_relu log log1p log_sigmoid_forward mish mul neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin
@@ -59,7 +64,28 @@ def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> An
         scores = replace(
             scores, factor=math.sqrt(square(f.detach().expand(POINTS)) / max(square(root.h.detach()), 1e-300))
         )
-    return Value(dims, root, f, scores=scores)
+    sizes = [one.sizes for one in values]
+    if all(one is None for one in sizes):
+        return Value(dims, root, f, scores=scores)
+    template = next(one for one in values if one.root is root)
+    return replace(template, scores=scores).resized(f, _sizes(function, args, kwargs, f), dims)
+
+
+def _sizes(function: Any, args: Sequence[Any], kwargs: Any, f: Tensor) -> Array:
+    """Mean squares by class of position, relative to those of f: the same operation at each class's size."""
+    given, most = [], max(one.count("position") for one in args if isinstance(one, Value))
+    for one in args:
+        if isinstance(one, Value):
+            sizes = one.sizes if one.count("position") == most else None
+            size = np.ones(1) if sizes is None else sizes
+            given.append(one.f.detach() * torch.from_numpy(np.sqrt(size))[:, None])
+        else:
+            given.append(number(one.moments.mean) if isinstance(one, Constant) else one)
+    made = function(*given, **{key: value for key, value in kwargs.items() if key != "dtype"})
+    made = made[0] if isinstance(made, tuple) else made
+    squares = made.square().expand(-1, POINTS) @ WEIGHTS
+    relative: Array = squares.numpy() / max(square(f.detach().expand(POINTS)), 1e-300)
+    return relative
 
 
 def _with_a_constant(flow: Flow, operation: Operation, args: tuple[Any, ...], kwargs: Any) -> Value | None:
@@ -112,11 +138,10 @@ def _summed(gradient: Alike, dims: Dims, value: Value) -> Alike:
         times = whole.count(label) / value.count(label)
         if times <= 1.0:
             continue
-        same, position, inputs, both = gradient.numbers
         if label == "input":
-            gradient = Alike(same + (times - 1) * inputs, position + (times - 1) * both, 0.0, 0.0) * times
-            gradient = replace(gradient, input=gradient.same, both=gradient.position)
+            gradient = gradient.over_inputs(times) * times
         else:
+            same, position, inputs, both = gradient.numbers
             gradient = Alike(same + (times - 1) * position, 0.0, inputs + (times - 1) * both, 0.0) * times
             gradient = replace(gradient, position=gradient.same, both=gradient.input)
     return gradient

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._grid import largest_of, mean, square
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Atom, Dims, Root, Value
+from gradscope.theory.prediction._value import Atom, Dims, Root, Value
 
 
 @rule("aten.mean", "aten.sum")
@@ -29,7 +30,8 @@ def averaged(flow: Flow, operation: Operation, x: Any, *args: Any, **kwargs: Any
         dims = tuple(dim for i, dim in enumerate(x.dims) if i not in over)
     factor = 1.0 if operation.name == "aten.mean" else float(count)
     if labels <= {"unit"}:
-        return Value(dims, None, torch.tensor(factor * x.mean, dtype=torch.float64))
+        made = Value(dims, None, torch.tensor(factor * x.mean, dtype=torch.float64))
+        return made if x.sizes is None else made.resized(made.f, x.sizes)
     if labels <= {"position"}:
         return _pooled(flow, x, dims, count, count, 1, factor)
     raise NoRule("over inputs, or over units and positions at once")

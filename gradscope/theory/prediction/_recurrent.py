@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Atom, Root, Value
+from gradscope.theory.prediction._value import Atom, Root, Value
 
 _UNITS = 4096
 _SEEN = 8

@@ -11,11 +11,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.theory.prediction import _grid
+from gradscope.theory.prediction._alike import NOTHING, Alike
 from gradscope.theory.prediction._grid import Pair, Z, mean, square
+from gradscope.theory.prediction._places import Array, Places, classes
 
 Label = Literal["input", "position", "unit"]
 
@@ -32,51 +35,6 @@ Dims = tuple[tuple[Atom, ...], ...]
 """Of each dimension its factors, from the slowest."""
 
 
-@dataclass(frozen=True)
-class Alike:
-    """Mean products of two entries of one unit.
-
-    Attributes:
-        same: of an entry with itself: the mean square.
-        position: at two positions of one input.
-        input: at one position of two inputs.
-        both: at two positions of two inputs.
-    """
-
-    same: float
-    position: float
-    input: float
-    both: float
-
-    def __add__(self, other: Alike) -> Alike:
-        return Alike(*(a + b for a, b in zip(self.numbers, other.numbers, strict=True)))
-
-    def __mul__(self, factor: float) -> Alike:
-        return Alike(*(a * factor for a in self.numbers))
-
-    def times(self, other: Alike) -> Alike:
-        """Of the products of independent entries."""
-        return Alike(*(a * b for a, b in zip(self.numbers, other.numbers, strict=True)))
-
-    @property
-    def numbers(self) -> tuple[float, float, float, float]:
-        """In their order."""
-        return self.same, self.position, self.input, self.both
-
-    @classmethod
-    def shared(cls, number: float) -> Alike:
-        """Of what is one number everywhere."""
-        return cls(number, number, number, number)
-
-    @classmethod
-    def alone(cls, number: float) -> Alike:
-        """Of entries that have nothing to do with each other."""
-        return cls(number, 0.0, 0.0, 0.0)
-
-
-NOTHING = Alike(0.0, 0.0, 0.0, 0.0)
-
-
 @dataclass(eq=False)
 class Root:
     """Entries that are no function of others: H(z), and the correlations of z.
@@ -84,6 +42,7 @@ class Root:
     Attributes:
         h: H on the grid; functions of it know their slope by autograd.
         position, input, both: correlations of the z of one unit.
+        places: where positions differ, their mean square relative to all, and the correlations by position.
         gradient: mean products of the gradients of the entries, as far as they have come.
         profile: the mean square of the gradient as a function of z, on the grid.
     """
@@ -92,6 +51,7 @@ class Root:
     position: float
     input: float
     both: float
+    places: Places | None = None
     gradient: Alike = NOTHING
     profile: Tensor = field(default_factory=lambda: torch.zeros(_grid.POINTS, dtype=torch.float64))
 
@@ -101,14 +61,36 @@ class Root:
         var = max(alike.same - centre**2, 0.0)
         h = centre + math.sqrt(var) * Z
         position, inputs, both = (_share(a - centre**2, var) for a in alike.numbers[1:])
-        return cls(h.clone().requires_grad_(), position, inputs, both)
+        return cls(h.clone().requires_grad_(), position, inputs, both, _by_position(h, alike))
 
     @classmethod
     def of(cls, h: Tensor, alike: Alike) -> Root:
-        """Entries of this distribution, an increasing function of z, and these mean products of two."""
+        """Entries of this distribution, an increasing function of z, and these mean products of two.
+
+        Where positions differ, the distribution may have been made of average ones: the mean square is that of all.
+        """
+        if alike.places is not None and (whole := square(h.detach())) > 0.0:
+            h = h * math.sqrt(alike.same / whole)
         pair = Pair(h.detach())
         position, inputs, both = (pair.correlation(a) for a in alike.numbers[1:])
-        return cls(h.detach().clone().requires_grad_(), position, inputs, both)
+        return cls(h.detach().clone().requires_grad_(), position, inputs, both, _by_position(h.detach(), alike))
+
+    def places_of(self, positions: int) -> Places | None:
+        """By class of so many positions; None of those of another number of them."""
+        if self.places is None:
+            return Places.alike(classes(positions), (1.0, self.position, self.input, self.both))
+        return self.places if self.places.count == positions else None
+
+
+def _by_position(h: Tensor, alike: Alike) -> Places | None:
+    """Sizes and correlations: at each position the entries are spread as h is, but for their size."""
+    places, whole = alike.places, square(h)
+    if places is None or not whole > 0.0 or not alike.same > 0.0:
+        return None
+    sizes = places.same / alike.same
+    relative = places.scaled(1.0 / np.maximum(sizes, _SMALLEST))
+    pair = Pair(h * math.sqrt(alike.same / whole))
+    return Places(places.sizes, sizes, *(pair.correlations(one) for one in relative.tables[1:]))
 
 
 def _share(part: float, whole: float) -> float:
@@ -143,6 +125,7 @@ class Value:
         dims: of the tensor.
         root: whose function; None for numbers that are the same everywhere.
         f: the function on the grid, or one number.
+        gain: by class of position, the square of what the function is multiplied by there; None for 1 at all.
         family: the values of the same root that a site looks at.
         gradient: mean square of the gradient of the entries, as far as it has come.
         scores: what they are in an attention.
@@ -153,6 +136,7 @@ class Value:
     f: Tensor
     gradient: float = 0.0
     scores: Scores | None = None
+    gain: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,16 +156,50 @@ class Value:
     @property
     def alike(self) -> Alike:
         """Mean products of two entries of one unit."""
+        sizes = self.sizes
         if self.root is None:
-            return Alike.shared(float(self.f.detach().reshape(-1)[0]) ** 2)
+            found = Alike.shared(float(self.f.detach().reshape(-1)[0]) ** 2)
+            return found if sizes is None else Alike.of(found.by_position(self.count("position")).scaled(sizes))
         pair = Pair(self.values)
-        return Alike(
-            square(self.values), pair.at(self.root.position), pair.at(self.root.input), pair.at(self.root.both)
-        )
+        own = self.root.places_of(self.count("position"))
+        if sizes is None or own is None:
+            root = self.root
+            return Alike(square(self.values), pair.at(root.position), pair.at(root.input), pair.at(root.both))
+        flat = np.full(len(own.sizes), square(self.values))
+        return Alike.of(Places(own.sizes, flat, *(pair.table(one) for one in own.tables[1:])).scaled(sizes))
+
+    @property
+    def sizes(self) -> Array | None:
+        """Mean squares by class of position, relative to their mean; None where they are all alike."""
+        positions = self.count("position")
+        own = None if self.root is None else self.root.places
+        sizes = None if own is None or own.count != positions else own.same
+        if self.gain is None or len(self.gain) != len(classes(positions)):
+            return sizes
+        return self.gain if sizes is None else sizes * self.gain
+
+    def resized(self, f: Tensor, sizes: Array, dims: Dims | None = None) -> Value:
+        """A function of the same root, its mean square by class of position relative to what it is on the grid."""
+        dims = self.dims if dims is None else dims
+        made = replace(self, dims=dims, f=f, gain=None, gradient=0.0)
+        number = classes(made.count("position"))
+        if len(number) != len(sizes):
+            return made
+        whole = float(number @ sizes) / float(number.sum())
+        own = made.sizes
+        gain = sizes / max(whole, _SMALLEST) / (1.0 if own is None else np.maximum(own, _SMALLEST))
+        with torch.enable_grad():
+            return replace(made, f=f * math.sqrt(whole), gain=gain)
 
     def with_dims(self, dims: Dims) -> Value:
         """The same entries in another order, or form."""
         return replace(self, dims=dims)
+
+    @property
+    def at_one_position(self) -> Value:
+        """The same entries, at one position."""
+        dims = tuple(tuple(atom for atom in dim if atom.label != "position") for dim in self.dims)
+        return replace(self, dims=dims, gain=None)
 
     def count(self, label: Label) -> int:
         """How many positions, inputs or units there are."""
@@ -223,6 +241,10 @@ def broadcast(one: Dims, other: Dims) -> Dims:
 
 def _size(dim: tuple[Atom, ...]) -> int:
     return math.prod(atom.size for atom in dim)
+
+
+_SMALLEST = 1e-30
+"""Of a relative size: what is 0 at some positions stays 0 there."""
 
 
 def number(value: float) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gradscope.theory.prediction._alike import Alike
 from gradscope.theory.prediction._attention import bilinear
 from gradscope.theory.prediction._capture import Operation
 from gradscope.theory.prediction._constant import Constant, Indices
 from gradscope.theory.prediction._flow import Flow
 from gradscope.theory.prediction._registry import NoRule, rule
-from gradscope.theory.prediction._value import Alike, Atom, Dims, Root, Value
+from gradscope.theory.prediction._value import Atom, Dims, Root, Value
 
 
 @rule("aten.mm", "aten.addmm", "aten.linear", "aten.bmm", "aten.matmul", "aten.baddbmm")
@@ -63,9 +64,9 @@ def weighted(
     reaches beyond the picture, two positions have a part of their weights in common: `apart`, of outputs and inputs.
     """
     alike = x.alike * (fan_in * w_square)
-    if over_positions:
-        alike = Alike(alike.same, 0.0, alike.input, 0.0)
-    alike = Alike(alike.same, alike.position * apart[0], alike.input, alike.both * apart[0])
+    near, far = (0.0, 0.0) if over_positions else apart
+    alike = alike.scaled(position=near, both=near)
+    alike = alike.flat if over_positions or apart != (1.0, 1.0) else alike
     centre = fan_in * w_mean * x.mean
     alike = alike + Alike.shared(max(centre**2 - fan_in * (w_mean * x.mean) ** 2, 0.0))
     if isinstance(bias, Constant):
@@ -78,9 +79,8 @@ def weighted(
     def back() -> None:
         flow.note(weight, made, root.gradient, given, often)
         flow.note(bias, made, root.gradient)
-        gradient = root.gradient * (fan_out * w_square)
-        far = 0.0 if over_positions else apart[1]
-        flow.give(x, Alike(gradient.same, gradient.position * far, gradient.input, gradient.both * far))
+        gradient = (root.gradient * (fan_out * w_square)).scaled(position=far, both=far)
+        flow.give(x, gradient.flat if over_positions or apart != (1.0, 1.0) else gradient)
 
     flow.later(back)
     return made
@@ -143,8 +143,7 @@ def embedding(flow: Flow, operation: Operation, w: Any, indices: Any, *args: Any
     if not (isinstance(w, Constant) and isinstance(indices, Indices)):
         raise NoRule("of these")
     same = indices.alike
-    alike = Alike(*(n * w.moments.square for n in same.numbers))
-    root = Root.gaussian(alike)
+    root = Root.gaussian(same * w.moments.square)
     made = Value((*indices.dims, (Atom("unit", w.shape[1]),)), root, root.h)
     flow.later(lambda: flow.note(w, made, root.gradient, same, 1.0 / w.shape[0]))  # of all rows, those that were used
     return made

@@ -15,6 +15,7 @@ import pytest
 
 import gradscope
 from gradscope.cli import main
+from gradscope.diagnosis import RULES, diagnose
 from tests.reporting import saved, trained
 
 ROOT = Path(__file__).parents[1]
@@ -162,14 +163,57 @@ def test_activation_refuses_an_unknown_name_and_no_name(capsys: Capture) -> None
 # -- show and export ------------------------------------------------------------------------------------------
 
 
-def test_show_draws_a_recording_and_names_its_first_sick_site(capsys: Capture, tmp_path: Path) -> None:
+def test_show_says_first_what_is_wrong_where_why_and_what_to_do(capsys: Capture, tmp_path: Path) -> None:
     recording = trained()
     run = saved(recording, tmp_path / "run.gscope")
     assert main(["show", str(run), "--out", "shown"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    sick = gradscope.recording.frontier(recording.profile("activation_grad"))
-    assert f"outside the healthy band (✕), first at {sick.name!r}, depth {sick.depth}." in out
+    found = diagnose(recording)[0]
+    assert out.startswith(
+        f"1 warning WARNING {found.rule} what {found.explanation} where first at {found.frontier.name} ("
+    )
+    assert f"why {found.causes[0]} what to do {found.remedy} " in out
+    assert out.index(found.remedy) < out.index("rms at each site")
     assert "11 pictures and index.json in shown/" in out
+
+
+@pytest.mark.parametrize(
+    ("scheme", "layers", "fail_on", "code"),
+    [
+        ("glorot_normal", 6, None, 0),  # a warning
+        ("glorot_normal", 6, "warning", 1),
+        ("glorot_normal", 6, "error", 0),
+        ("naive_normal", 16, None, 1),  # an error
+        ("naive_normal", 16, "warning", 1),
+        ("naive_normal", 16, "never", 0),
+        ("he_normal", 3, "warning", 0),  # nothing
+    ],
+)
+def test_show_exits_1_where_a_finding_is_as_severe_as_fail_on_says(
+    scheme: str, layers: int, fail_on: str | None, code: int, capsys: Capture, tmp_path: Path
+) -> None:
+    recording = trained(scheme, layers)
+    worst = {"glorot_normal": "warning", "naive_normal": "error", "he_normal": None}[scheme]
+    assert diagnose(recording).worst == worst
+    run = saved(recording, tmp_path / "run.gscope")
+    option = [] if fail_on is None else ["--fail-on", fail_on]
+    assert main(["show", str(run), *option]) == code
+    assert "index.json in reports/" in capsys.readouterr().out
+    assert main(["show", str(run), *option, "--json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert [one["severity"] for one in document["findings"][:1]] == ([] if worst is None else [worst])
+    assert document["summary"].startswith("healthy: " if worst is None else document["findings"][0]["rule"])
+
+
+@pytest.mark.parametrize("command", ["show", "probe", "predict", "audit"])
+def test_a_fail_on_that_is_none_is_one_sentence_and_exit_2_before_anything_runs(command: str, capsys: Capture) -> None:
+    said = refused(capsys, command, "absent", "--fail-on", "errors")
+    assert said == "--fail-on must be warning, error or never, not 'errors'"
+    assert not Path("reports").exists()
+
+
+def test_a_sweep_has_no_fail_on(capsys: Capture) -> None:
+    assert "No such option" in refused(capsys, "sweep", *TINY, "--fail-on", "never")
 
 
 def test_show_refuses_what_is_no_recording(capsys: Capture, tmp_path: Path) -> None:
@@ -291,6 +335,10 @@ def deep_on_a_batch():
 def batch():
     return torch.ones(2, 64)
 
+def random_batch():
+    torch.manual_seed(1)
+    return torch.randn(32, 64)
+
 def wrong_batch():
     return torch.ones(2, 7)
 
@@ -298,6 +346,23 @@ def on_meta():
     with torch.device("meta"):
         return deep()
 """
+
+
+def test_probe_and_predict_exit_1_on_a_deep_network_of_torchs_default_weights(
+    write_module: Callable[[str], str], capsys: Capture
+) -> None:
+    module = write_module(AUDITED)
+    for command in ("probe", "predict"):
+        for options, code in (([], 1), (["--fail-on", "never"], 0)):
+            assert main([command, f"{module}:deep", "--batch", f"{module}:random_batch", *options]) == code
+            out = capsys.readouterr().out
+            assert out.startswith("1 error")
+            assert "ERROR vanishing-gradient" in out
+        assert main([command, f"{module}:sound", "--batch", f"{module}:random_batch", "--fail-on", "warning"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert out.startswith("No fault found: the activation changes by ")
+        assert "Not judged: " in out
+        assert "✕" not in out
 
 
 @pytest.mark.parametrize("factory", ["with_inputs", "with_loss"])
@@ -386,9 +451,40 @@ def test_audit_prints_what_it_finds_and_exits_1_where_it_is_worse_than_a_note(
     assert main(["audit", f"{write_module(AUDITED)}:{factory}"]) == code
     out, err = capsys.readouterr()
     assert err == ""
-    first = {"deep": "error: default-init at 0.weight", "half_open": "note: forget-bias", "sound": "nothing found"}
-    assert out.startswith(first.get(factory, "error: default-init at layers.0.weight"))
+    first = {"half_open": "1 note note forget-bias what ", "sound": "No fault found."}
+    said = " ".join(out.split())
+    assert said.startswith(first.get(factory, "1 error ERROR default-init what 20 layers have torch's default weights"))
+    if code:
+        assert f"where {'layers.0' if factory == 'deep_on_a_batch' else '0'}.weight, " in said
+        assert "what to do gradscope.init.initialize(model" in said
     assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("error", 1), ("warning", 1), ("never", 0)])
+def test_audit_takes_fail_on(fail_on: str, code: int, write_module: Callable[[str], str]) -> None:
+    assert main(["audit", f"{write_module(AUDITED)}:deep", "--quiet", "--fail-on", fail_on]) == code
+
+
+def test_rules_lists_every_rule_with_what_it_finds_its_limit_and_its_reference(capsys: Capture) -> None:
+    assert main(["rules"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert max(map(len, out.splitlines())) <= 100
+    said = " ".join(out.split())
+    for one in RULES.values():
+        about, limit = " ".join(one.about.split()), " ".join(one.limit.split())
+        assert f"{one.name} {about} limit: {limit} {one.reference}".strip() in said
+
+
+def test_rules_as_json_and_quiet(capsys: Capture) -> None:
+    assert main(["rules", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["schema"], document["kind"]) == (1, "rules")
+    assert [one["rule"] for one in document["rules"]] == list(RULES)
+    assert {one["rule"]: one["needs"] for one in document["rules"]}["vanishing-gradient"] == ["activation_grad"]
+    assert all(one["finds"] and one["limit"] for one in document["rules"])
+    assert main(["rules", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_audit_prints_json_or_nothing_with_the_same_exit_code(
@@ -434,7 +530,9 @@ def test_help_and_version_import_neither_torch_nor_matplotlib_nor_numpy() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("sweep", "show", "probe", "predict", "audit", "activation", "export"))
+    assert all(
+        name in done.stdout for name in ("sweep", "show", "probe", "predict", "audit", "rules", "activation", "export")
+    )
     assert f"gradscope-report {gradscope.__version__}" in done.stdout
 
 

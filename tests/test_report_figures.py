@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from gradscope import activations
+from gradscope.diagnosis import Finding, Findings, diagnose
 from gradscope.recording import Moments, Recording, Site, StepRecord
 from gradscope.report import save_png
 from gradscope.report._style import diverging
@@ -265,14 +266,56 @@ def test_the_profile_holds_the_layers_at_first_middle_and_last_step() -> None:
     assert [artist.is_dashed() for artist in lines] == [True, True, False]
 
 
-def test_the_profile_names_the_first_site_outside_the_healthy_band() -> None:
+def test_the_profile_crosses_and_names_the_first_sick_site_of_a_finding() -> None:
     recording = trained()
-    figure = profile(recording, "activation_grad")
-    sites, rms = recording.sites_of("activation_grad"), recording.values("activation_grad", "rms")[-1]
-    sick = next(site for site, value in zip(sites[::-1], rms[::-1], strict=True) if value < rms[-1] / 10)
-    assert f"{sick.name} (depth {sick.depth}) at step 4" in words(figure).replace("\n", " ")
-    assert line(figure.axes[0], "first sick site at step 4")[0].tolist() == [sick.depth]
-    assert band(figure.axes[0]) == pytest.approx((np.log10(rms[-1]) - 1, np.log10(rms[-1]) + 1))
+    found = diagnose(recording)
+    figure = profile(recording, "activation_grad", findings=found)
+    sick, rms = found[0].frontier, recording.values("activation_grad", "rms")
+    label = f"first sick site: {sick.name} (vanishing-gradient)"
+    assert f"F{label[1:]}, depth {sick.depth}." in words(figure)
+    assert label in [text.get_text() for text in figure.axes[0].texts]
+    x, y = line(figure.axes[0], label)
+    place = recording.sites_of("activation_grad").index(sick)
+    assert (x.tolist(), y.tolist()) == ([sick.depth], [pytest.approx(np.log10(rms[0, place]))])  # so from the start
+    last = np.log10(rms[-1, -1])
+    assert band(figure.axes[0]) == pytest.approx((last - 1, last + 1))
+
+
+def test_a_sound_profile_is_not_marked_and_has_no_band_to_leave() -> None:
+    recording = trained()
+    for findings, said in ((Findings(()), "No fault found here: −"), (None, "−")):
+        figure = profile(recording, "activation_grad", findings=findings)
+        assert words(figure).splitlines().count("first sick site") == 0
+        assert not [one for one in figure.axes[0].lines if one.get_label().startswith("first sick")]
+        assert not [one for one in figure.axes[0].patches if one.get_label() == "healthy band"]
+        assert any(text.get_text().startswith(said) for text in figure.texts)
+
+
+def test_a_finding_that_begins_later_is_marked_on_the_line_of_its_step() -> None:
+    recording = trained("he_normal", layers=3)
+    site = recording.sites_of("activation")[2]
+    found = Findings([Finding("collapsed-batch", "error", "", direction="forward", sites=(site.name,), steps=(2,))])
+    axes = profile(recording, "activation", findings=found).axes[0]
+    _, (height,) = line(axes, f"first sick site: {site.name} (collapsed-batch)")
+    assert height == pytest.approx(np.log10(recording.values("activation", "rms")[2, 2]))
+    heat = depth_step_heatmap(recording, "activation", findings=found)
+    (step,), (row,) = line(heat.axes[0], f"first sick site: {site.name} (collapsed-batch)")
+    assert (step, row) == (2, 2)
+    assert f"First sick site: {site.name} (collapsed-batch), depth {site.depth}, since step 2." in words(heat)
+
+
+def test_the_words_at_a_mark_cross_no_line_where_one_side_is_free() -> None:
+    recording = trained("naive_normal", layers=16)
+    for signal in ("activation", "activation_grad"):
+        figure = profile(recording, signal, findings=diagnose(recording))
+        figure.canvas.draw()  # type: ignore[no-untyped-call]
+        axes = figure.axes[0]
+        boxes = [t.get_window_extent() for t in axes.texts if t.get_text().startswith("first sick")]
+        assert boxes or signal == "activation_grad"
+        for box in boxes:
+            for drawn_line in axes.lines:
+                path = drawn_line.get_transform().transform_path(drawn_line.get_path())
+                assert drawn_line.get_linestyle() == "None" or not path.intersects_bbox(box, filled=False)
 
 
 def test_weights_do_not_flow_and_have_no_healthy_band() -> None:
@@ -354,6 +397,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "one cell": lambda: overview((cell(0, 0),)),
     "profile": lambda: profile(trained(), "activation_grad"),
     "exploded profile": lambda: profile(trained("naive_normal", layers=16), "activation_grad"),
+    "sick profile": lambda: profile(trained(), "activation_grad", findings=diagnose(trained())),
+    "sick heat map": lambda: depth_step_heatmap(trained(), "activation_grad", findings=diagnose(trained())),
     "heat map": lambda: depth_step_heatmap(trained("naive_normal", layers=16), "activation"),
     "weights": lambda: depth_step_heatmap(trained(), "weight"),
     "update ratio": lambda: update_to_weight(trained()),

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from gradscope import Recording, SweepConfig, sweep
+from gradscope.diagnosis import diagnose
 from gradscope.recording import Moments, Site, StepRecord, SweepResult
 from gradscope.report import Report, write_activation_report, write_run_report, write_sweep_report
 from gradscope.report._run_terminal import run_text
@@ -204,14 +205,21 @@ def test_a_healthy_sweep_has_no_worst_pairs() -> None:
     assert "Worst" not in plain(sweep_text(SweepResult({}, (cell(0, 0),))))
 
 
-def test_the_printed_table_of_a_run_names_the_first_sick_site() -> None:
+def test_the_printed_table_of_a_run_marks_the_sites_of_its_findings_and_tells_slopes() -> None:
     recording = trained()
-    rms = recording.values("activation_grad", "rms")[-1]
-    sites = recording.sites_of("activation_grad")
-    sick = next(site for site, value in zip(sites[::-1], rms[::-1], strict=True) if value < rms[-1] / 10)
-    said = " ".join(plain(run_text(recording)).split())
-    assert f"outside the healthy band (✕), first at {sick.name!r}, depth {sick.depth}." in said
-    assert "decades per layer over 6 layers" in said
+    found = diagnose(recording)
+    (gradient,) = found
+    assert gradient.direction == "backward"
+    text = plain(run_text(recording, findings=found))
+    rows = {row[1]: row for row in map(str.split, text.splitlines()) if row[:1] and row[0].isdigit() and len(row) > 4}
+    marked = {name for name, row in rows.items() if "✕" in row}
+    assert marked == set(gradient.sites)
+    assert all(row.index("✕") == 5 for row in rows.values() if "✕" in row)  # behind the gradient
+    assert "✕" not in plain(run_text(recording))
+    said = " ".join(text.split())
+    slope = f"{recording.profile('activation').decades_per_layer:+.3f}".replace("-", "−")
+    assert f"Activation: {slope} decades per layer over 6 layers. Gradient" in said
+    assert "healthy band" not in said
     change = recording.values("update", "rms")[-1] / recording.values("weight", "rms")[-1]
     first = [s.name for s in recording.sites_of("update")].index("0.weight")
     assert f"{change[first]:.2e}".replace("-", "−") in said

@@ -61,14 +61,28 @@ class Findings(Sequence[Finding]):
         return f"Findings({len(self._found)}: {', '.join(one.rule for one in self._found)})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{html.escape(text)}</td>"
-                for text in (one.severity, one.rule, ", ".join(one.sites[:3]), one.explanation, one.remedy)
-            )
-            + "</tr>"
-            for one in self._found
-        )
-        head = "".join(f"<th>{name}</th>" for name in ("severity", "rule", "where", "what", "remedy"))
-        return f"<table><tr>{head}</tr>{rows}</table>"
+        unknown = f"<p>Not judged: {html.escape(', '.join(self.unknown))}</p>" if self.unknown else ""
+        if not self._found:
+            return f"<p>No fault found.</p>{unknown}"
+        head = "".join(f"<th {_CELL}>{name}</th>" for name in ("", "rule", "where", "what and why", "what to do"))
+        rows = "".join(f"<tr>{''.join(f'<td {_CELL}>{cell}</td>' for cell in _cells(one))}</tr>" for one in self._found)
+        return f"<table><tr>{head}</tr>{rows}</table>{unknown}"
+
+
+_CELL = 'style="text-align: left; vertical-align: top"'  # notebooks align to the right
+_COLOURS: dict[Severity, str] = {"error": "#b00020", "warning": "#9a5b00", "note": "#00618a"}
+
+
+def _cells(one: Finding) -> tuple[str, ...]:
+    """As HTML."""
+    first = one.frontier.name if one.frontier is not None else ", ".join(one.sites[:3])
+    others = len(set(one.sites) - {one.frontier.name} if one.frontier is not None else one.sites[3:])
+    where = [first, *([f"and {others} more"] if others else []), *([f"since step {one.steps[0]}"] if one.steps else [])]
+    why = [one.explanation, *(f"Because {cause}" for cause in one.causes if cause not in one.explanation)]
+    return (
+        f'<b style="color: {_COLOURS[one.severity]}">{one.severity}</b>',
+        html.escape(one.rule),
+        "<br>".join(map(html.escape, where)),
+        "<br>".join(map(html.escape, why)),
+        html.escape(one.remedy),
+    )

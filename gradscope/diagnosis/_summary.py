@@ -28,7 +28,8 @@ class Summary:
     Attributes:
         severity: of the worst finding; None where nothing was found.
         rule: of the worst finding; empty where nothing was found.
-        forward: slope of the activation, decades per layer; NaN where there is none.
+        forward: slope of the activation, decades per layer, at the step at which the worst finding begins, or else the
+            last; NaN where there is none.
         backward: slope of the backpropagated gradient, likewise.
         layers: over which the slopes are; 0 where nothing flows.
         found: what the worst finding says: where, how much, why and what to do.
@@ -76,7 +77,7 @@ def summary(recording: Recording, findings: Findings | None = None) -> Summary:
     """
     found = diagnose(recording) if findings is None else findings
     worst = found[0] if found else None
-    step = worst.steps[0] if worst is not None and worst.steps else None
+    step = None if worst is None else worst.steps[0] if worst.steps else 0
     forward, layers = _slope(recording, "activation", step)
     backward, behind = _slope(recording, "activation_grad", step)
     silent = ""
@@ -99,8 +100,7 @@ def _slope(recording: Recording, signal: Signal, step: int | None) -> tuple[floa
     seen = np.flatnonzero(recording.recorded(signal))
     if not len(seen):
         return math.nan, 0
-    steps = recording.steps[seen]
-    place = len(seen) - 1 if step is None or step > steps[-1] else int(np.searchsorted(steps, step))
+    place = len(seen) - 1 if step is None else min(int(np.searchsorted(recording.steps[seen], step)), len(seen) - 1)
     profile = recording.profile(signal, "rms", int(seen[place]))
     return profile.decades_per_layer, int(profile.layers.sum())
 

@@ -47,7 +47,8 @@ def nothing(recording: Recording | None) -> str:
         return "No fault found."
     slopes = " and ".join(f"{_CHANGES[p.signal]} by {signed(p.decades_per_layer, 2)}" for p in known)
     steep = any(abs(p.decades_per_layer) * p.layers.sum() > BAND_DECADES for p in known)
-    design = " Poolings, strides, norms and branches change sizes by design." if steep else ""
+    resized = any(site.role in ("norm", "block") or "Pool" in site.module_type for p in known for site in p.sites)
+    design = " Poolings, norms and branches change sizes by design." if steep and resized else ""
     return f"No fault found: {slopes} decades per layer.{design}"
 
 

@@ -74,13 +74,16 @@ def verdict_sentence(found: tuple[Verdict, ...]) -> str:
 
 
 def map_sentence(shown: StepMap) -> str:
-    """The findings, or where the first NaN or infinity is, else how far the rms ranges."""
-    first = "" if shown.first_nonfinite is None else first_sentence(shown.first_nonfinite)
-    if shown.verdicts:
-        known = any(one.finding.rule in ("non-finite", "dtype-overflow") for one in shown.verdicts)
-        return verdict_sentence(shown.verdicts) + (f" {first}" if first and not known else "")
-    if first:
-        return first
+    """The findings, and where the first NaN or infinity is, else how far the rms ranges."""
+    said = f"{verdict_sentence(shown.verdicts)} " if shown.verdicts else ""
+    if not any(one.finding.rule in ("non-finite", "dtype-overflow") for one in shown.verdicts):
+        said += _extent(shown)
+    return said.strip()
+
+
+def _extent(shown: StepMap) -> str:
+    if shown.first_nonfinite is not None:
+        return first_sentence(shown.first_nonfinite)
     finite = shown.log10_rms[np.isfinite(shown.log10_rms)]
     if not finite.size:
         return f"Every entry is exactly 0 at every site and {_step(shown.drawn)}."

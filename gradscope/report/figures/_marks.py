@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from gradscope.report._run_curves import Line, log10
-from gradscope.report._style import DPI
+from gradscope.report._style import DPI, INK
 
 _SIZE, _LONGEST = 8.5, 70
 _LETTER, _LINE = 0.56, 1.5
@@ -20,31 +20,27 @@ _AWAY, _APART = 7, 10
 """From the mark to the words, sideways and up or down, points."""
 
 
-def mark_verdicts(axes: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> None:
+def mark_verdicts(axes: Axes, lines: Sequence[Line]) -> None:
     """Cross and name the first sick sites of each line, once the lines are drawn; of one site the worst finding."""
     low, high = axes.get_ylim()
     marks = [(line, one) for line in lines for one in {v.site: v for v in reversed(line.verdicts)}.values()]
+    style: dict[str, Any] = {"markersize": 9, "markeredgecolor": "white", "clip_on": False, "zorder": 4}
     places = []
     for line, one in marks:
-        at, y = line.profile.sites.index(one.site), log10(line.profile.values)
-        height = float(y[at]) if np.isfinite(y[at]) else low  # an exact 0 or nothing finite: at the floor
+        at, values = line.profile.sites.index(one.site), log10(line.profile.values)
+        height = float(values[at]) if np.isfinite(values[at]) else low  # an exact 0 or nothing finite: at the floor
         places.append((float(line.profile.depth[at]), min(height, high)))
-        style: dict[str, Any] = {
-            "color": colours[line.when],
-            "markersize": 9,
-            "markeredgecolor": "white",
-            "clip_on": False,
-        }
-        axes.plot(places[-1][:1], places[-1][1:], "X", zorder=4, label=f"first sick site: {one.label}", **style)
-    for (line, one), place in zip(marks, places, strict=True):
-        _call_out(axes, *place, _short(f"first sick site: {one.label}"), colours[line.when])
+        x, y = places[-1]
+        axes.plot([x], [y], "X", color=INK, label=f"first sick site: {one.label}", **style)
+    for (_, one), place in zip(marks, places, strict=True):
+        _call_out(axes, *place, _short(f"first sick site: {one.label}"))
 
 
 def _short(label: str) -> str:
     return label if len(label) <= _LONGEST else "…" + label[-(_LONGEST - 1) :]
 
 
-def _call_out(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+def _call_out(axes: Axes, x: float, y: float, text: str) -> None:
     """Name a mark: of the four corners around it the words go to that where they stay inside and cross fewest lines."""
     width, height = axes.bbox.width * 72 / DPI, axes.bbox.height * 72 / DPI
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
@@ -68,7 +64,6 @@ def _call_out(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
         ha="left" if right > 0 else "right",
         va="bottom" if up > 0 else "top",
         fontsize=_SIZE,
-        color=colour,
         zorder=5,
     )
 

@@ -77,7 +77,7 @@ def profile(
         _theory(axes, theory)
     for line in lines:
         _draw(axes, line)
-    mark_verdicts(axes, lines, _SHADES[direction])
+    mark_verdicts(axes, lines)
     if names:
         _name_axis(axes, names)
     _legend(figure, lines, bool(np.isfinite(band[0])), theory)

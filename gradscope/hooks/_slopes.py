@@ -50,7 +50,8 @@ def _selu(z: Tensor, _: Parameters) -> Tensor:
 
 def _gelu(z: Tensor, _: Parameters) -> Tensor:
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
-    return torch.add(torch.special.ndtr(z), z * density)
+    below: Tensor = torch.special.ndtr(z)
+    return below + z * density
 
 
 def _gelu_tanh(z: Tensor, _: Parameters) -> Tensor:
@@ -65,7 +66,7 @@ def _silu(z: Tensor, _: Parameters) -> Tensor:
 
 def _mish(z: Tensor, _: Parameters) -> Tensor:
     z = z.clamp(-750.0, 750.0)  # beyond, the slope is 0 or 1 to the last digit
-    smooth = torch.nn.functional.softplus(z, threshold=1e4)
+    smooth: Tensor = torch.nn.functional.softplus(z, threshold=1e4)
     return torch.tanh(smooth) + z * _tanh(smooth, {}) * torch.sigmoid(z)
 
 

@@ -109,7 +109,7 @@ def recorded(training: Training, every: int | None, histograms: bool) -> Iterato
     if every is None:
         yield
     else:
-        with GradScope(training.model, training.optimizer, every=every, histograms=histograms):
+        with GradScope(training.model, training.optimizer, every=every, histograms=histograms, slow=False):
             yield
 
 

@@ -71,6 +71,23 @@ def test_a_budget_follows_what_recording_comes_to_cost() -> None:
     assert np.median(np.diff(run.recorded[-20:])) == 5
 
 
+def test_what_each_tenth_recorded_step_costs_more_is_in_the_budget() -> None:
+    run, number = Run(0.02), 0
+
+    def cost(step: int) -> float:
+        nonlocal number
+        number += 1
+        if number % 10 == 1:
+            run.budget.slow(step, 10)
+            return 0.011
+        return 0.001
+
+    run.go(20_000, lambda _: 0.01, cost)
+    share = sum(run.spent[FIRST:]) / (run.now - sum(run.spent))
+    assert np.median(np.diff(run.recorded[-50:])) == 10  # (0.001 + 0.010 / 10) / 0.01 / 0.02, and not 5
+    assert 0.019 <= share <= 0.02 * 1.0001
+
+
 @pytest.mark.parametrize("switch", [0.0002, 0.0005, 0.002])
 @pytest.mark.parametrize("cost", [0.0, 0.0005])
 def test_what_is_done_for_a_recorded_step_within_others_is_in_the_budget(switch: float, cost: float) -> None:

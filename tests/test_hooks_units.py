@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -90,12 +91,8 @@ def tensors(draw: st.DrawFn) -> tuple[Tensor, Layout]:
 @given(tensors(), st.sampled_from([1, 7, 2**21]))
 def test_every_column_is_that_of_the_definition(drawn: tuple[Tensor, Layout], piece: int) -> None:
     x, layout = drawn
-    kept = unit_moments.PIECE_ENTRIES
-    unit_moments.PIECE_ENTRIES = piece  # cut in all ways
-    try:
+    with patch.dict(unit_moments.PIECE_ENTRIES, cpu=piece):  # cut in all ways
         found = row_of(x, layout)
-    finally:
-        unit_moments.PIECE_ENTRIES = kept
     check(found, oracle(x.double().numpy(), layout.batch, layout.units), x.numel())
     assert found["dead_units"] == found["silent_units"]
     assert found["dead_reads"] == 1

@@ -25,7 +25,7 @@ def _start(arguments: Mapping[str, Any]) -> Callable[[Workload, Path], Callable[
         def attach() -> Session:
             log = folder / f"{next(number)}.gscope"
             try:
-                scope = GradScope(workload.model, workload.optimizer, log=log, **arguments)
+                scope = GradScope(workload.model, workload.optimizer, log=log, slow=False, **arguments)
             except (TypeError, ValueError) as error:
                 raise Unusable(str(error)) from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -36,14 +36,16 @@ class LossGraph:
 
     def mark(self, tensor: Tensor, site: str) -> None:
         """A module has returned this tensor; of several that return it the innermost comes first."""
-        if self.wanted and tensor.grad_fn is not None:
-            cast(Any, tensor.grad_fn).metadata.setdefault(_SITE, site)
+        node: Node = tensor.grad_fn if self.wanted else None
+        if node is not None:
+            node.metadata.setdefault(_SITE, site)
 
     def mark_outputs(self, outputs: Iterable[Tensor]) -> None:
         """The model has returned these."""
-        for tensor in outputs if self.wanted else ():
-            if tensor.grad_fn is not None:
-                cast(Any, tensor.grad_fn).metadata[_ROOT] = True
+        nodes: list[Node] = [tensor.grad_fn for tensor in outputs] if self.wanted else []
+        for node in nodes:
+            if node is not None:
+                node.metadata[_ROOT] = True
 
     def of(self, loss: Tensor) -> list[dict[str, Any]] | None:
         """The nodes under a loss, breadth first; None where it has none, or an earlier one was told of."""

@@ -114,7 +114,7 @@ class Budget:
         self._first: deque[float] = deque(maxlen=_LATEST)
         self._with: deque[float] = deque(maxlen=_LATEST)
         self._without: deque[float] = deque(maxlen=_LATEST)
-        self._slow_step, self._slow_every = -1, 1
+        self._slow_step, self._slow_every, self._merges_slow = -1, 1, False
         self._slow: deque[float] = deque(maxlen=_LATEST)
         """What each step in which more was taken has lasted."""
 
@@ -141,8 +141,11 @@ class Budget:
         self._slow_step, self._slow_every = number, every
 
     def _lasted(self, number: int, duration: float, *, followed_by: int) -> None:
-        if number == self._slow_step:
+        if self._merges_slow:  # what was taken there is merged here: this says nothing of either
+            self._merges_slow = False
+        elif number == self._slow_step:
             self._slow.append(duration)
+            self._merges_slow = self._together and not self.due(followed_by)
         elif not self.due(number) and self._unmerged is not None:
             if self._without:
                 self._with.append(self._unmerged + duration - median(self._without))

@@ -118,8 +118,16 @@ class Signals:
             if bad is not False:
                 self.look_at_inputs(forward, site, output, certain=bad is True)
         if forward.units is not None:
-            self._units.read(forward, site, output)
+            self._read_units(forward, site, output)
         return True
+
+    def _read_units(self, forward: Forward, site: int | None, output: Output) -> None:
+        """Unit moments need some memory, of which the training may have left none: then it goes on without them."""
+        try:
+            self._units.read(forward, site, output)
+        except torch.OutOfMemoryError:
+            name = call_name(output.name, output.call, output.index)
+            self._unobserved.add(name, "no memory was left for its unit moments; the others are recorded")
 
     def look_at_inputs(self, forward: Forward, site: int, output: Output, *, certain: bool) -> None:
         """Of a call whose output is not finite: was what it was given, and what it has?

@@ -28,8 +28,13 @@ def _tanh(z: Tensor, _: Parameters) -> Tensor:
     return torch.cosh(z.clamp(-350.0, 350.0)).square().reciprocal()
 
 
+def _step(z: Tensor, below: float | Tensor, times: Tensor | float = 1.0) -> Tensor:
+    """1 above 0, and elsewhere `below`, times what is 1 above 0 (`torch.where` with a number takes far longer)."""
+    return z.sign().clamp_(min=0.0) * (1.0 - below) + below * times
+
+
 def _leaky(z: Tensor, given: Parameters) -> Tensor:
-    return torch.where(z > 0, z.new_ones(()), given.get("slope", 0.0))
+    return _step(z, given["slope"]) if "slope" in given else z.sign().clamp_(min=0.0)
 
 
 def _between(z: Tensor, given: Parameters) -> Tensor:
@@ -37,20 +42,21 @@ def _between(z: Tensor, given: Parameters) -> Tensor:
 
 
 def _elu(z: Tensor, given: Parameters) -> Tensor:
-    return torch.where(z > 0, 1.0, given["alpha"] * torch.exp(z.clamp(max=0.0)))
+    return _step(z, given["alpha"], torch.exp(z.clamp(max=0.0)))
 
 
 def _celu(z: Tensor, given: Parameters) -> Tensor:
-    return torch.where(z > 0, 1.0, torch.exp(z.clamp(max=0.0) / given["alpha"]))
+    return torch.exp(z.clamp(max=0.0) / given["alpha"])
 
 
 def _selu(z: Tensor, _: Parameters) -> Tensor:
-    return SELU_SCALE * torch.where(z > 0, 1.0, SELU_ALPHA * torch.exp(z.clamp(max=0.0)))
+    return SELU_SCALE * _step(z, SELU_ALPHA, torch.exp(z.clamp(max=0.0)))
 
 
 def _gelu(z: Tensor, _: Parameters) -> Tensor:
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
-    return torch.add(torch.special.ndtr(z), z * density)
+    below: Tensor = torch.special.ndtr(z)
+    return below + z * density
 
 
 def _gelu_tanh(z: Tensor, _: Parameters) -> Tensor:
@@ -65,7 +71,7 @@ def _silu(z: Tensor, _: Parameters) -> Tensor:
 
 def _mish(z: Tensor, _: Parameters) -> Tensor:
     z = z.clamp(-750.0, 750.0)  # beyond, the slope is 0 or 1 to the last digit
-    smooth = torch.nn.functional.softplus(z, threshold=1e4)
+    smooth: Tensor = torch.nn.functional.softplus(z, threshold=1e4)
     return torch.tanh(smooth) + z * _tanh(smooth, {}) * torch.sigmoid(z)
 
 
@@ -82,7 +88,7 @@ def _hardsigmoid(z: Tensor, _: Parameters) -> Tensor:
 
 
 def _hardswish(z: Tensor, _: Parameters) -> Tensor:
-    return torch.where(z <= -3.0, 0.0, torch.where(z >= 3.0, 1.0, z / 3.0 + 0.5))
+    return (z.abs() < 3.0) * (z / 3.0 + 0.5) + (z >= 3.0)
 
 
 def _sin(z: Tensor, _: Parameters) -> Tensor:
@@ -119,9 +125,9 @@ OF_OUTPUT: dict[str, SlopeFunction] = {
     "relu": _leaky,
     "leaky_relu": _leaky,
     "relu6": _between,
-    "elu": lambda y, given: torch.where(y > 0, 1.0, y + given["alpha"]),
-    "celu": lambda y, given: torch.where(y > 0, 1.0, y / given["alpha"] + 1),
-    "selu": lambda y, _: torch.where(y > 0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA),
+    "elu": lambda y, given: y.clamp(max=0.0) + _step(y, given["alpha"]),
+    "celu": lambda y, given: y.clamp(max=0.0) / given["alpha"] + 1,
+    "selu": lambda y, _: y.clamp(max=0.0) + SELU_SCALE * _step(y, SELU_ALPHA),
     "softplus": lambda y, given: -torch.expm1(-given["beta"] * y),
     "softsign": lambda y, _: (1 - y.abs()).square(),
     "hardtanh": _between,

@@ -24,7 +24,7 @@ def _rows(recording: View) -> list[tuple[str, str]]:
     ]
     if recording.sampling is not None:
         rows.append((FACT, recording.sampling.sentence))
-    return rows + [(f"fact {key}", str(value)) for key, value in recording.facts.items() if key != FACT]
+    return rows + [(f"fact {key}", _shortened(str(value))) for key, value in recording.facts.items() if key != FACT]
 
 
 def one_line(recording: View) -> str:
@@ -44,3 +44,8 @@ def html_table(recording: View) -> str:
     """The same as a table."""
     cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in _rows(recording))
     return f"<table><caption>Recording</caption>{cells}</table>"
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    """A fact for reading: the parameters of an optimizer would fill pages."""
+    return text if len(text) <= most else f"{text[:most]} …"

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from gradscope import Recording, SweepConfig, sweep
-from gradscope.diagnosis import diagnose
+from gradscope.diagnosis import Finding, Findings, diagnose
 from gradscope.recording import Moments, Site, StepRecord, SweepResult
 from gradscope.report import Report, write_activation_report, write_run_report, write_sweep_report
 from gradscope.report._run_terminal import run_text
@@ -46,7 +46,23 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def run_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return write_run_report(trained(), tmp_path_factory.mktemp("run"))
+    recording = trained()
+    one = Finding(
+        "vanishing-gradient",
+        "warning",
+        "It shrinks.",
+        direction="backward",
+        sites=("0", "1"),
+        steps=(2,),
+        frontier=recording.sites_of("activation_grad")[1],
+        value=-3.0,
+        limit=-2.0,
+        expected=0.0,
+        causes=("why",),
+        consequences=("what follows",),
+    )
+    found = Findings([one], {"dead-units": "no unit moments were recorded"})
+    return write_run_report(recording, tmp_path_factory.mktemp("run"), findings=found)
 
 
 def assert_whole(report: Report) -> None:
@@ -158,6 +174,21 @@ def test_a_runs_report_has_profiles_and_heat_maps_of_each_signal_and_the_update_
     signals = ("activation", "activation_grad", "weight", "weight_grad", "update")
     each = [f"{kind}__{signal}.png" for signal in signals for kind in ("profile", "heatmap")]
     assert [p.file for p in run_report.pictures] == [*each, "update_ratio.png"]
+
+
+def test_the_index_has_the_findings_and_what_could_not_be_judged(run_report: Report) -> None:
+    document = run_report.document
+    assert document["schema"] == 2
+    assert [one["rule"] for one in document["findings"]] == ["vanishing-gradient"]
+    assert document["unknown"] == {"dead-units": "no unit moments were recorded"}
+    data = {p["file"]: p["data"] for p in document["pictures"]}
+    sick = [(line["first_sick_site"], line["first_sick_by"]) for line in data["profile__activation_grad.png"]["lines"]]
+    assert sick == [(None, None), ("1", "vanishing-gradient"), (None, None)]  # the middle step is the first that has it
+    words = data["profile__activation_grad.png"]["words"]
+    assert words == "First sick site: 1 (vanishing-gradient), depth 2, since step 2."
+    assert data["profile__activation.png"]["words"].startswith("No fault found here: ")
+    assert data["heatmap__activation_grad.png"]["first_sick_by"] == "vanishing-gradient"
+    assert data["heatmap__activation.png"]["first_sick_by"] is None
 
 
 def test_an_empty_recording_has_an_index_without_pictures(tmp_path: Path) -> None:

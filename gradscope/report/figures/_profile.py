@@ -174,4 +174,4 @@ def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: Expecte
     if any(line.verdicts for line in lines):
         handles.append(Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white"))
         labels.append("first sick site")
-    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.8)
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.4)

@@ -64,7 +64,8 @@ def test_of_a_recording_with_gaps_the_step_at_or_behind_is_taken() -> None:
         recording.add_site(Site("activation", f"{i}", f"{i}", "Linear", role="pre-activation", depth=i, shape=(2, 3)))
         for i in range(3)
     ]
-    for step, rate in ((0, 0.0), (10, 0.5), (200, 1.0)):
+    recording.append(StepRecord(0))  # without data
+    for step, rate in ((5, 0.0), (10, 0.5), (200, 1.0)):
         moments = Moments.concat([Moments.from_array(np.full(4, 10 ** (rate * i))) for i in range(3)])
         recording.append(StepRecord(step, moments={"activation": (np.array(sites), moments)}))
     late = Finding("dead-units", "error", "", direction="backward", sites=("1",), steps=(11,), value=0.5, unit="of all")

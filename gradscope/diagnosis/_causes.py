@@ -63,7 +63,8 @@ def _of_start(evidence: Evidence, found: Passage) -> Iterator[Cause]:
     def share(row: Start) -> float:
         return sign * (row.backward if backward else row.forward)
 
-    default = [row for row in hidden if row.is_default]
+    small = [row for row in hidden if row.activation in _SMALL_SLOPES and backward and found.lost]
+    default = [row for row in hidden if row.is_default and row not in small]
     decades = sum(map(share, default))
     kinds = sorted({row.activation for row in default})
     if default and decades > 0.3:
@@ -74,8 +75,8 @@ def _of_start(evidence: Evidence, found: Passage) -> Iterator[Cause]:
             decades,
             "gradscope.init.initialize(model)",
         )
-    others = [row for row in hidden if not row.is_default and share(row) > 0.05]
-    sloped = [row for row in others if row.activation in _SMALL_SLOPES and backward and found.lost]
+    others = [row for row in hidden if row not in default and share(row) > 0.05]
+    sloped = [row for row in small if share(row) > 0.05]
     if sloped:
         largest = _SMALL_SLOPES[sloped[0].activation]
         yield Cause(

@@ -61,9 +61,17 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     if classes is not None and classes > 1:
         expected = math.log(classes)
         return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
-    if "MseLoss" in kinds[:3] and size > 0 and first > 0:
-        target = math.sqrt(first)
-        return FirstLoss(last, target, size, None, size) if target > TARGETS * max(size, 0.1) else None
+    target = _target(evidence)
+    if target is not None and size > 0 and target > TARGETS * max(size, 0.1):
+        return FirstLoss(last, target, size, None, size)
+    return None
+
+
+def _target(evidence: Evidence) -> float | None:
+    """The largest size of a regression's targets, where it could be read: whatever the loss's reduction."""
+    for node in (evidence.facts.get("loss_graph") or [])[:4]:
+        if node["node"].startswith(("MseLoss", "SmoothL1Loss", "HuberLoss")) and "target_max" in node:
+            return max(abs(float(node["target_min"])), abs(float(node["target_max"])))
     return None
 
 

@@ -44,7 +44,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "gradient-spike": ("update-too-large", "exploding-activation", "dead-units", "saturated-units", "collapsed-batch",
                        *_BREAKS),
     "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning"),
-    "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite"),
+    "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
+                       "no-gradient", "vanishing-activation"),
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
     "default-init": ("uneven-learning", "init-mismatch"),
 }  # fmt: skip
@@ -72,6 +73,8 @@ def _order(one: Finding) -> tuple[int, int, int, float]:
     place = list(FOLLOWS).index(one.rule) if one.rule in FOLLOWS else len(FOLLOWS)
     if one.rule == "collapsed-batch" and one.severity == "error":  # at once, at one layer: no matter of depth
         place = list(FOLLOWS).index("dead-units")
+    if one.rule == "dtype-overflow" and not late:
+        place = 1
     if late and one.rule in _MOVERS:  # what was sound before was changed by a step
         place = 1
     early = 0 if not late else 1
@@ -96,7 +99,7 @@ def _with(root: Finding, inner: Sequence[Finding]) -> Finding:
     worst = min((root.severity, *(one.severity for one in inner)), key=SEVERITIES.index)
     causes = root.causes
     for one in inner:  # why the weights are so is a cause, not a consequence
-        if one.rule in ("default-init", "init-mismatch") and not any(one.rule in cause for cause in causes):
+        if one.rule in ("default-init", "init-mismatch") and root.rule not in _DEPTH:
             causes = (*causes, f"{one.rule}: {one.explanation}")
     said = tuple(
         f"{one.rule}{f' at {one.sites[0]}' if one.sites else ''}" + (f", step {one.steps[0]}" if one.steps else "")

@@ -24,24 +24,31 @@ def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
 def diverging(evidence: Evidence) -> tuple[int, str] | None:
     """The place from which the loss grows far beyond where it began, or the run is not finite, and a sentence."""
     loss = evidence.loss
+    known = np.flatnonzero(np.isfinite(loss))
+    first = float(loss[known[0]]) if known.size else np.nan
+    beyond = known[loss[known] > first + 3 * abs(first)]
     if evidence.broken_at is not None:
         step = int(evidence.recording.steps[evidence.broken_at])
-        return len(evidence.at), f"The run is not finite any more at step {step}."
-    known = np.flatnonzero(np.isfinite(loss))
-    if len(known) < 4:
+        return int(beyond[0]) if beyond.size else len(evidence.at), f"The run is not finite any more at step {step}."
+    if len(known) < 4 or not beyond.size:
         return None
-    first, last = float(loss[known[0]]), float(np.median(loss[known[-3:]]))
-    beyond = known[loss[known] > first + 3 * abs(first)]
-    if not beyond.size:
-        return None
+    last, highest = float(np.median(loss[known[-3:]])), float(loss[known].max())
     if last > first + 3 * abs(first):
         return int(beyond[0]), f"The loss has grown from {first:.3g} to {last:.3g}."
-    highest = float(loss[known].max())
     if highest > first + 9 * abs(first) and last > first - 0.7 * abs(first):
-        return int(
-            beyond[0]
-        ), f"The loss went from {first:.3g} up to {highest:.3g}, and has come back to {last:.3g} since."
+        return int(beyond[0]), f"The loss went from {first:.3g} up to {highest:.3g}, and came back to {last:.3g}."
     return None
+
+
+def shrinking(evidence: Evidence) -> bool:
+    """Whether most weights lose nine tenths of their size in the run: weight decay, and no step, takes it."""
+    weight = evidence.by_layer("weight")
+    if len(weight) < evidence.limits.hysteresis:
+        return False
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = weight[-1] / weight[0]
+    left = left[np.isfinite(left)]
+    return bool(left.size) and float(np.median(left)) < 0.1
 
 
 def learns(evidence: Evidence) -> bool:

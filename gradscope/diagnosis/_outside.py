@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.recording import Site
 
 _ROUNDING = 1e-3
@@ -28,3 +28,13 @@ def changed_outside(evidence: Evidence, place: int) -> list[Site]:
         if abs(after - before) > 1.01 * moved + _ROUNDING * before:
             found.append(site)
     return found
+
+
+def inputs_rise(evidence: Evidence, place: int) -> float:
+    """Decades by which an input of a step is above the median of those before; 0 where there are none."""
+    inputs = [i for i, s in enumerate(evidence.sites("activation")) if s.role == "input"]
+    if not inputs or place <= 0:
+        return 0.0
+    level = evidence.level("activation")[:, inputs]
+    rise = level[place] - median(level[:place])
+    return float(np.max(rise[np.isfinite(rise)], initial=0.0))

@@ -94,7 +94,26 @@ def passage(evidence: Evidence, signal: Literal["activation", "activation_grad"]
     decades = _decades(level, lost)
     if backward and not lost and names:
         decades = np.fmin(decades, _above_outputs(level, names, outputs_of(evidence)))
+    if not backward and names:
+        since = _since_the_input(evidence, level, lost)
+        decades = np.where(np.isfinite(since), np.fmax(decades, since), decades)
     return Passage(signal, lost, names, decades, _passed(names))
+
+
+def _since_the_input(evidence: Evidence, level: Floats, lost: bool) -> Floats:
+    """Decades since the input of the model, which counts as no more than a decade from the first layer: what scale it
+    has is another matter."""
+    inputs = [i for i, s in enumerate(evidence.sites("activation")) if s.role == "input" and len(s.shape) >= 2]
+    if len(inputs) != 1:
+        return np.full_like(level, -np.inf)
+    sign = 1.0 if lost else -1.0
+    entering = evidence.level("activation")[:, inputs]
+    start = np.clip(entering, level[:, :1] - 1.0, level[:, :1] + 1.0)
+    with np.errstate(invalid="ignore"):
+        there = np.where(np.isfinite(level), sign * level, -np.inf)
+        beyond = np.maximum.accumulate(there[:, ::-1], axis=1)[:, ::-1]
+        found = sign * start - beyond
+    return np.where(np.isfinite(found), found, -np.inf)
 
 
 def outputs_of(evidence: Evidence) -> frozenset[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import last_site
+from gradscope.diagnosis._learning import shrinking
 from gradscope.diagnosis._words import names
 
 
@@ -28,6 +29,8 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
     with np.errstate(invalid="ignore"):
         change = level - first
     limit = evidence.limits.activation_decades
+    if lost and shrinking(evidence):
+        limit /= 3
     sign, kind, word = (-1, "vanishing-activation", "shrunk") if lost else (1, "exploding-activation", "grown")
     beyond = sign * change >= limit
     lasting = np.all(beyond[-evidence.limits.hysteresis :], axis=0)
@@ -42,7 +45,7 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
         kind,
         "error",
         f"In training the activation of {kept[0].name!r} has {word} by {value:.1f} decades, and since step "
-        f"{evidence.step(since)} it is beyond {limit:.0f}.",
+        f"{evidence.step(since)} it is beyond {limit:.2g}.",
         "lower the learning rate, or clip the gradient" if sign > 0 else "lower the weight decay",
         "",
         direction="forward",

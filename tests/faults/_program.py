@@ -124,8 +124,11 @@ class Program:
     def is_where(self, name: str) -> bool:
         """Whether the fault starts at the site or parameter of that name."""
         plain = name.split("#")[0].split("[")[0]
+        module = (
+            plain.rpartition(".")[0] if plain.endswith(("weight", "bias")) else plain
+        )  # a parameter is its module's
         globs = (self.where or "").split("|")
-        return any(fnmatch.fnmatchcase(found, glob) for glob in globs for found in (name, plain))
+        return any(fnmatch.fnmatchcase(found, glob) for glob in globs for found in (name, plain, module))
 
     def __str__(self) -> str:
         return self.name

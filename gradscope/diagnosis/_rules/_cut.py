@@ -26,6 +26,7 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
     if not len(evidence.at) or not evidence.parameters:
         return
     yield from _without(evidence)
+    yield from _stopped(evidence)
     yield from _frozen(evidence)
     yield from _left_out(evidence)
 
@@ -127,12 +128,51 @@ def _between_calls(evidence: Evidence) -> Iterator[Finding]:
         return
 
 
+def _stopped(evidence: Evidence) -> Iterator[Finding]:
+    """Parameters that had a gradient, and have none from a step on to the end."""
+    sites, zeros = evidence.sites("weight_grad"), evidence.values("weight_grad", "zero_fraction")
+    lasting = max(evidence.limits.hysteresis, len(evidence.at) // 5)
+    flows = zeros < 1.0
+    if len(flows) < 2 * evidence.limits.hysteresis or not flows[-lasting:].any():
+        return
+    last = np.where(flows.any(axis=0), len(flows) - 1 - np.argmax(flows[::-1], axis=0), len(flows))
+    stopped = (last < len(flows) - lasting) & (flows.sum(axis=0) >= np.maximum(last, 1) / 2)
+    found = [s for s, one in zip(sites, stopped.tolist(), strict=True) if one and s.trainable and len(s.shape) >= 2]
+    if not found:
+        return
+    first = max(found, key=lambda s: _depth(evidence, s))
+    since = evidence.step(int(last[sites.index(first)]) + 1)
+    yield _found(
+        evidence,
+        found,
+        "error",
+        f"Up to step {since - 1} a gradient came to {listed(names(found))}, and none has since: something behind "
+        f"{first.module!r} is detached from then on, or multiplies by zero.",
+        f"look for what changes at step {since}: a detach, a no_grad, a mask, a branch of the loss",
+        f"detached from step {since} on",
+        frontier=first,
+        since=since,
+    )
+
+
 def _zero(evidence: Evidence, zero: list[Site]) -> Iterator[Finding]:
     """All of the gradient is exactly zero, in every step."""
     weights = [s for s in zero if len(s.shape) >= 2]
     if not weights or len(evidence.at) < 2:  # a head that begins at zero passes nothing on in its first step
         return
     first = max(weights, key=lambda s: _depth(evidence, s))
+    for site in evidence.sites("activation"):
+        if site.module_type == "Softmax" and site.shape[-1:] == (1,):
+            yield _found(
+                evidence,
+                weights,
+                "error",
+                f"{site.name!r} is a softmax over one unit, which is 1 whatever comes in: no gradient comes back.",
+                f"a sigmoid in place of {site.module!r}, with binary cross-entropy, or two units",
+                "softmax of one",
+                frontier=site,
+            )
+            return
     yield _found(
         evidence,
         weights,
@@ -254,6 +294,7 @@ def _found(
     remedy: str,
     cause: str,
     frontier: Site | None = None,
+    since: int = 0,
 ) -> Finding:
     return Finding(
         "no-gradient",
@@ -263,6 +304,7 @@ def _found(
         "",
         direction="backward",
         sites=names(sites),
+        steps=(since,) if since else (),
         frontier=frontier,
         value=float(len(sites)),
         unit="parameters without a gradient",

@@ -92,7 +92,7 @@ def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[F
         limit = limits.activation_decades
         if not lost and first_loss(evidence) is not None:  # the loss itself says that it has grown too much
             limit /= 2
-    limit = max(limit, limits.sigmas * _spread(found))
+    limit = max(limit, min(2 * limit, limits.sigmas * _spread(found)))  # lost is lost, by chance too
     if min(found.layers, len(evidence.layers) or found.layers) < 3:  # what one layer does to a signal is no depth yet
         limit *= 2
     start, end = found.at_start, found.at_end

@@ -57,6 +57,7 @@ def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
     """Values beyond what the dtype holds: float16 ends at 65,504."""
     found = first(evidence)
     if found is None:
+        yield from _inside(evidence)
         return
     largest = overflowed(evidence, found)
     if largest is None:
@@ -82,6 +83,36 @@ def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
         limit_from=f"the largest number of {site.dtype}",
         causes=(sentence,),
     )
+
+
+def _inside(evidence: Evidence) -> Iterator[Finding]:
+    """A module of half precision that returns zeros alone for what is none: x over an infinite norm is 0."""
+    if not len(evidence.at) or not evidence.has("activation"):
+        return
+    sites, zero = evidence.sites("activation"), evidence.values("activation", "zero_fraction")[0]
+    largest = evidence.values("activation", "abs_max")[0]
+    for i, site in enumerate(sites):
+        if i == 0 or site.dtype != "float16" or site.role not in ("norm", "other") or zero[i] < 1.0:
+            continue
+        entries = float(np.prod(sites[i - 1].shape[1:]))
+        if not largest[i - 1] ** 2 * max(entries, 1.0) > _LARGEST["float16"]:
+            continue
+        yield Finding(
+            "dtype-overflow",
+            "error",
+            f"{site.name!r} ({site.module_type}) returns zeros alone, though what it is computed from reaches "
+            f"{largest[i - 1]:.3g}: its squares leave float16, which ends at 65,504, and a number over infinity is 0.",
+            "compute this module in float32, or use bfloat16, which has float32's range",
+            "Micikevicius et al. (2018)",
+            direction="forward",
+            sites=(site.name,),
+            frontier=site,
+            value=float(largest[i - 1]),
+            unit="value",
+            limit=_LARGEST["float16"] ** 0.5,
+            limit_from="the square root of the largest number of float16",
+        )
+        return
 
 
 def first(evidence: Evidence) -> tuple[Site, str, int] | None:

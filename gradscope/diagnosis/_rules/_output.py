@@ -11,6 +11,7 @@ from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import SURPRISE, TARGETS, FirstLoss, first_loss, kinds_of, last_site
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor
+from gradscope.recording import Site
 
 _LOSSES = {
     "NllLoss": "cross-entropy",
@@ -70,9 +71,10 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
     kinds = kinds_of(evidence)
     last = last_site(evidence)
-    found = _twice(kinds) or _bounded(evidence, nodes, kinds)
+    found = _twice(kinds) or _bounded(nodes, kinds)
     if found is not None:
         said, remedy, value = found
+        last = _offending(evidence, nodes, kinds) or last
         yield Finding(
             "output-pairing",
             "error",
@@ -128,6 +130,13 @@ def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
                 f"remove the {behind.lower()} from the model, or use torch.nn.BCELoss behind a sigmoid",
                 2.0,
             )
+        if kind == "MseLoss" and behind == "Softmax":
+            return (
+                "The model ends with a softmax, and the loss is the squared error of its probabilities: where the "
+                "softmax is sure, and wrong, its slope is gone, and the gradient with it.",
+                "use torch.nn.CrossEntropyLoss on the logits, without the softmax",
+                2.0,
+            )
         if kind == "NllLoss" and behind in ("Softmax", "AddmmBackward", "Addmm"):
             what = "a softmax" if behind == "Softmax" else "a linear layer"
             return (
@@ -138,9 +147,7 @@ def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
     return None
 
 
-def _bounded(
-    evidence: Evidence, nodes: Sequence[dict[str, Any]], kinds: Sequence[str]
-) -> tuple[str, str, float] | None:
+def _bounded(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
     """An output that cannot reach the targets of a regression."""
     for i, kind in enumerate(kinds):
         if kind not in _REGRESSION:
@@ -159,6 +166,14 @@ def _bounded(
                 f"remove the {behind.lower()} behind the last layer, or scale the targets into its range",
                 float(max(low - least, most - high)),
             )
+    return None
+
+
+def _offending(evidence: Evidence, nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> Site | None:
+    """The site of the first bounded operation under the loss, where it is a module's."""
+    for node, kind in zip(nodes, kinds, strict=True):
+        if kind in _BOUNDS and "site" in node:
+            return next((s for s in evidence.sites("activation") if s.name == node["site"]), None)
     return None
 
 

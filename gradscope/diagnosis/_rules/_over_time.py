@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._outside import changed_outside
+from gradscope.diagnosis._outside import changed_outside, inputs_rise
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor
 from gradscope.recording import Site
@@ -48,7 +48,7 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
     usual = float(np.nanmedian(before))
     cause, remedy = _why(evidence, first)
     more = f" There are {len(spikes)} such steps." if len(spikes) > 1 else ""
-    where = "" if site is None else f" It grows most at {site.name!r}, {factor(10**by)} times."
+    where = "" if site is None or not by else f" It grows most at {site.name!r}, {factor(10**by)} times."
     yield Finding(
         "gradient-spike",
         "warning",
@@ -87,9 +87,10 @@ def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
         spread = 1.4826 * float(np.median(np.abs(before - centre)))
         above = float(level[i]) - centre
         beyond = float(level[i]) - float(before.max())
+        lately = float(level[i]) - float(before[-2 * _FEWEST :].max())
         sure = above > evidence.limits.spike_sigmas * spread
         if (beyond > evidence.limits.spike_decades and sure) or (
-            beyond > evidence.limits.spike_decades / 4 and _loss_jumps(evidence.loss, i, evidence.limits.hysteresis)
+            lately > evidence.limits.spike_decades / 4 and _loss_jumps(evidence.loss, i, evidence.limits.hysteresis)
         ):
             found[i] = above
     return found
@@ -108,7 +109,12 @@ def _loss_jumps(loss: Floats, place: int, lasting: int) -> bool:
 
 
 def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
-    """Among the sites whose gradient is as far above its own median as any, the nearest to the loss."""
+    """What was changed, or the batch; else, among the sites whose gradient has risen as much as any, the nearest to
+    the loss."""
+    for changed in changed_outside(evidence, place):
+        return changed, 0.0
+    if inputs_rise(evidence, place) > 0.5:
+        return next(s for s in evidence.sites("activation") if s.role == "input"), 0.0
     if not evidence.has("activation_grad"):
         return None, 0.0
     sites = evidence.sites("activation_grad")
@@ -132,15 +138,12 @@ def _why(evidence: Evidence, place: int) -> tuple[str, str]:
             f"before step {evidence.step(place)} {changed[0].name!r} was changed by something other than the optimizer",
             "look for what writes to the weights at that step: a checkpoint that is loaded, an average, a clamp",
         )
-    inputs = [i for i, s in enumerate(evidence.sites("activation")) if s.role == "input"]
-    if inputs:
-        level = evidence.level("activation")[:, inputs]
-        rise = float(np.nanmax(level[place] - median(level[:place]), initial=0.0))
-        if rise > 0.5:
-            return (
-                f"the batch of step {evidence.step(place)} is {factor(10**rise)} times larger than those before",
-                "look at that batch: data that are not normalized, or broken",
-            )
+    rise = inputs_rise(evidence, place)
+    if rise > 0.5:
+        return (
+            f"the batch of step {evidence.step(place)} is {factor(10**rise)} times larger than those before",
+            "look at that batch: data that are not normalized, or broken",
+        )
     if evidence.has("update") and place > 0:
         moved = evidence.relative_update[max(0, place - 2) : place]
         usual = evidence.relative_update[: max(1, place - 2)]

@@ -82,12 +82,17 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
     relus = np.array([s.role == "activation" and _has_a_zero_side(s) for s in sites])
     widths = np.array([_width(s) for s in sites], dtype=np.float64)
     limit = np.maximum(evidence.limits.dead_share, 0.5 + evidence.limits.sigmas * np.sqrt(0.25 / widths))
-    shares = _where_many_samples(evidence, evidence.unit("dead_fraction"))
+    shares = _where_many_samples(evidence, evidence.unit("silent_fraction"))
     found, when = _sick(evidence, shares, np.where(relus & (limit < 1.0), limit, 0.999), relus)
     if not found:
         return
     dead = [site for site, _ in found]
     worst = max(share for _, share in found)
+    biased = _negative_biases(evidence) if when is None else []
+    begun = [
+        s for s in sites if biased and s.role == "activation" and s.depth > biased[0][1] and s.depth <= dead[0].depth
+    ]
+    frontier = begun[0] if begun else dead[0]
     step = "" if when is None else f" This began at step {when}."
     reads = len(evidence.unit_at)
     over = "the batch" if reads == 1 else f"{min(reads, 10)} batches"
@@ -95,14 +100,14 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
         "dead-units",
         "error" if worst > 0.95 else "warning",
         f"In {count(len(found), 'layer')} up to {worst:.0%} of the units are zero for every input of {over}, first in "
-        f"{dead[0].name!r}. They pass no gradient on and do not learn any more.{step}",
+        f"{frontier.name!r}. They pass no gradient on and do not learn any more.{step}",
         "set the biases to zero and draw the weights anew, gradscope.init.initialize(model); with a lower learning "
         "rate, or LeakyReLU, units that die come back",
         "Lu et al. (2019)",
         direction="backward",
         sites=names(dead),
         steps=() if when is None else (when,),
-        frontier=dead[0],
+        frontier=frontier,
         value=worst,
         unit="share of units",
         limit=float(min(limit[i] for i, s in enumerate(sites) if s in dead)),
@@ -115,14 +120,19 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
 def _why_dead(evidence: Evidence, dead: Sequence[Site], when: int | None) -> tuple[str, ...]:
     if when is not None:
         return ("an update threw the units to where their slope is zero",)
-    biases = [
-        (site.name, float(mean))
-        for site, mean in zip(
-            evidence.sites("weight"), median(evidence.values("weight", "mean")[:START]).tolist(), strict=True
-        )
+    return tuple(f"the biases {name!r} are {mean:.2g} on average" for name, _, mean in _negative_biases(evidence)[:1])
+
+
+def _negative_biases(evidence: Evidence) -> list[tuple[str, int, float]]:
+    """Name, depth and mean of the biases that begin clearly below zero."""
+    means = evidence.values("weight", "mean")[:1] if evidence.has("weight") else np.zeros((0, 0))
+    if not len(means):
+        return []
+    return [
+        (site.name, site.depth, float(mean))
+        for site, mean in zip(evidence.sites("weight"), means[0].tolist(), strict=True)
         if site.param == "bias" and mean < -0.5
     ]
-    return (f"biases are negative: {biases[0][0]!r} is {biases[0][1]:.2g} on average",) if biases else ()
 
 
 def _has_a_zero_side(site: Site) -> bool:
@@ -141,7 +151,7 @@ def _where_many_samples(evidence: Evidence, shares: Floats) -> Floats:
     """Nothing is said of a batch of a few entries a unit: in one of four, many sound units are silent."""
     sites = evidence.sites("activation")
     entries = np.array([np.prod(s.shape) / max(_width(s), 1) for s in sites])
-    return np.where(entries[None, :] >= 16, shares, np.nan)
+    return np.where(entries[None, :] >= 32, shares, np.nan)
 
 
 @rule(
@@ -192,10 +202,11 @@ def _is_recurrent(site: Site) -> bool:
 
 
 def _constant_weights(evidence: Evidence) -> set[str]:
-    """Modules whose weights had no spread at some step."""
+    """Modules whose weights had no spread at some step, or began at zero."""
     if not evidence.has("weight"):
         return {layer.module for layer in evidence.layers}
     std, rms = evidence.by_layer("weight", "std"), evidence.by_layer("weight")
+    zero = rms[0] == 0
     with np.errstate(invalid="ignore", divide="ignore"):
         least = np.argmin(np.where(rms > 0, std / rms, np.inf), axis=0)
     std, rms = std[least, range(len(least))], rms[least, range(len(least))]
@@ -203,7 +214,7 @@ def _constant_weights(evidence: Evidence) -> set[str]:
         layer.module
         for layer, s, r in zip(evidence.layers, std.tolist(), rms.tolist(), strict=True)
         if r > 0 and s <= 1e-6 * r
-    }
+    } | {layer.module for layer, nothing in zip(evidence.layers, zero.tolist(), strict=True) if nothing}
 
 
 def _all_zero(evidence: Evidence) -> list[Site]:

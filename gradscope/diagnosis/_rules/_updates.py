@@ -8,8 +8,8 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._learning import diverging, learning, learns
-from gradscope.diagnosis._outside import changed_outside
+from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
+from gradscope.diagnosis._outside import changed_outside, inputs_rise
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import factor, listed, names
 from gradscope.recording import Site
@@ -43,10 +43,10 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     if diverged is not None:
         onset = diverged[0]
         before = np.arange(max(0, onset - evidence.limits.hysteresis), min(max(onset, _WARM), len(worst)))
-        if onset < len(worst) and changed_outside(evidence, onset):
+        if onset < len(worst) and (changed_outside(evidence, onset) or inputs_rise(evidence, onset) > 0.5):
             return  # the loss grew for another reason
         large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
-    elif not ((lasting or replaced) and not learns(evidence)):
+    elif not ((lasting or replaced) and not learns(evidence)) or shrinking(evidence):
         return
     if not large.size:
         return
@@ -220,7 +220,10 @@ def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
     order = np.argsort(np.where(known, level, np.inf))[: int(known.sum())]
     centre = float(np.median(level[known]))
     slow, fast = int(order[0]), int(order[-1])
+    sound = -4.0 < level[fast] < -1.0, -4.0 < level[slow] < -1.0
     odd = fast if level[fast] - centre > centre - level[slow] else slow
+    if sound[0] != sound[1]:  # a step of a thousandth is what is usual
+        odd = slow if sound[0] else fast
     sites = [evidence.layers[kept[i]].weight for i in (fast, slow)]
     chosen: Site = evidence.layers[kept[odd]].weight
     yield Finding(

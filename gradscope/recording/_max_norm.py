@@ -18,6 +18,6 @@ def max_norm(recording: View, quantile: float) -> float:
     norms = norms[np.isfinite(norms)]
     if not norms.size:
         raise ValueError(
-            "the recording has no norm of a gradient before clipping: record all of weight_grad, and steps that are finite"
+            "the recording has no finite norm of a gradient before clipping: record weight_grad of the whole model"
         )
     return float(np.quantile(norms, quantile))

@@ -266,9 +266,9 @@ class View:
         return gradient_states(self, step)
 
     def max_norm(self, quantile: float = 0.9) -> float:
-        """A sane `max_norm` for `torch.nn.utils.clip_grad_norm_`: this share of the recorded steps would pass unclipped.
+        """A sane `max_norm` for `torch.nn.utils.clip_grad_norm_`: this share of the steps would have passed unclipped.
 
-        It is a quantile of the gradients' norms before clipping; steps that were skipped or are not finite do not count.
+        It is that quantile of the gradients' norms before clipping, without steps that were skipped or are not finite.
         A few spikes move it little, and a loss multiplied by a constant moves it by that.
 
         Args:

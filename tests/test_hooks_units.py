@@ -302,6 +302,7 @@ _CONV1D = Layout(3, 0, 1)
         (nn.MultiheadAttention(4, 2), (5, 7, 4), None, (1, 2)),
         (nn.MultiheadAttention(4, 2, batch_first=True), (7, 5, 4), None, (0, 2)),
         (nn.Identity(), (7,), None, (0, None)),
+        (nn.Identity(), (), None, (None, None)),
         (None, (7, 3, 5, 5), None, (0, 1)),
     ],
 )
@@ -537,6 +538,18 @@ def test_odd_outputs_are_passed_over_without_a_warning(recwarn: pytest.WarningsR
     assert "layer" in found
     assert found["empty#2"]["units"] == 4
     assert not recwarn.list
+
+
+def test_an_input_that_is_one_number_is_a_site_of_one_entry(recwarn: pytest.WarningsRecorder) -> None:
+    class Timed(nn.Linear):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return super().forward(x) * time
+
+    with GradScope(Timed(4, 4), every=1) as scope:
+        scope(torch.randn(3, 4), torch.tensor(0.5)).sum().backward()
+    assert not recwarn.list
+    found = columns(scope.recording)["<input>[1]"]
+    assert (found["entries"], found["units"], found["samples"]) == (1, 1, 1)
 
 
 def test_nothing_waits_for_a_device_and_no_tensor_is_kept() -> None:

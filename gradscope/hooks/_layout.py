@@ -36,14 +36,14 @@ def layout_of(module: nn.Module | None, output: Tensor, index: int, fed: Layout 
 
     Args:
         module: made it; None where a function did, or it is an input of the model.
-        output: the tensor, of one dimension or more.
+        output: the tensor.
         index: its place among the floating tensors of the output.
         fed: the layout of the module's first input, where that is known.
     """
     dims, last = output.dim(), output.dim() - 1
     batch = fed.batch if fed is not None and fed.dims == dims else 0
-    if dims == 1:
-        return Layout(1, 0, None)
+    if dims < 2:  # one number, as a time step that the model is given, has no axis at all
+        return Layout(dims, 0 if dims else None, None)
     if isinstance(module, nn.RNNBase):
         if dims != 3:
             return Layout(dims, None, last)

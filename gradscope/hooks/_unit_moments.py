@@ -161,8 +161,8 @@ def _seen(tensor: Tensor, layout: Layout) -> Tensor:
     )
     samples, size = (1 if axis is None else x.shape[axis] for axis in (batch, units))
     if units is not None and x.stride(units) == 1:
-        return x.permute(*of_batch, *others, *of_units).reshape(samples, -1, size, 1)
-    return x.permute(*of_batch, *of_units, *others).reshape(samples, 1, size, -1)
+        return x.permute([*of_batch, *others, *of_units]).reshape(samples, -1, size, 1)
+    return x.permute([*of_batch, *of_units, *others]).reshape(samples, 1, size, -1)
 
 
 def _pieces(x: Tensor, *axes: int) -> Iterator[Tensor]:

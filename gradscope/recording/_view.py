@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradscope.recording import _flags, _show
 from gradscope.recording._errors import unknown_name
 from gradscope.recording._gradient_states import GradientState, gradient_states
+from gradscope.recording._max_norm import max_norm
 from gradscope.recording._moments import Floats, Ints, Moments
 from gradscope.recording._precision import PrecisionShare, known_dtype, precision_share
 from gradscope.recording._profile import Profile
@@ -263,6 +264,20 @@ class View:
             IndexError: there is no such step.
         """
         return gradient_states(self, step)
+
+    def max_norm(self, quantile: float = 0.9) -> float:
+        """A sane `max_norm` for `torch.nn.utils.clip_grad_norm_`: this share of the steps would have passed unclipped.
+
+        It is that quantile of the gradients' norms before clipping, without steps that were skipped or are not finite.
+        A few spikes move it little, and a loss multiplied by a constant moves it by that.
+
+        Args:
+            quantile: share of the steps that pass, in (0, 1].
+
+        Raises:
+            ValueError: the quantile is not as above, or no step has a norm.
+        """
+        return max_norm(self, quantile)
 
     def __repr__(self) -> str:
         return _show.one_line(self)

@@ -1,0 +1,82 @@
+"""Whether a remedy helped, and which of those that did comes first. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gradscope.diagnosis._condition import Condition
+from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._trials import Trial
+
+LESS = 0.5
+"""A finding is clearly less where at most this share of what it was beyond its limit is left."""
+
+AS_GOOD = 0.05
+"""Losses that differ by less than this share of what the best one won are equally good."""
+
+
+def has_helped(finding: Finding, before: Condition, after: Condition) -> bool:
+    """The finding gone or clearly less, no new error, and a loss lower by more than the noise.
+
+    A finding that does not show in these steps cannot be seen to go; one that is folded into another is still there.
+    And what ends with a larger loss than an untrained model has learned nothing.
+    """
+    if not after.finite or _errors(after) > _errors(before) or not _shows(finding.rule, before):
+        return False
+    same = [one for one in after.findings if one.rule == finding.rule]
+    if not all(_less(finding, one) for one in same) or (not same and _shows(finding.rule, after)):
+        return False
+    if math.isfinite(before.first_loss) and after.last_loss >= before.first_loss:
+        return False
+    return after.last_loss < before.last_loss - max(before.noise, after.noise)
+
+
+def _shows(rule: str, one: Condition) -> bool:
+    """Whether it was found, by itself or as what follows from another, or is given as its cause."""
+    told = [text for found in one.findings for text in (found.rule, *found.consequences, *found.causes)]
+    return any(text == rule or text.startswith((f"{rule} at", f"{rule},", f"{rule}:")) for text in told)
+
+
+def _errors(one: Condition) -> int:
+    return sum(finding.severity == "error" for finding in one.findings)
+
+
+def _less(before: Finding, after: Finding) -> bool:
+    return _beyond(after) <= LESS * _beyond(before)
+
+
+def _beyond(one: Finding) -> float:
+    """How many times beyond its limit, less one; either way, since some values are too small."""
+    if not one.value or not one.limit or not math.isfinite(one.value):
+        return 1.0
+    ratio = abs(one.value / one.limit)
+    return max(ratio, 1 / ratio) - 1
+
+
+def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Best first.
+
+    Those that helped by their loss, where those within a twentieth of what the best one won count as equally good:
+    among them by the findings left, then the least invasive. Then those that did not help, those that failed, and
+    advice.
+    """
+    helped = [one for one in trials if one.helped and one.after is not None]
+    best = min((_loss(one) for one in helped), default=math.inf)
+    start = max((one.before.first_loss for one in helped), default=math.nan)
+    room = AS_GOOD * (start - best) if math.isfinite(start) and start > best else AS_GOOD * abs(best)
+
+    def key(one: Trial) -> tuple[float, ...]:
+        if one.helped and one.after is not None:
+            good = _loss(one) <= best + max(room, one.after.noise)
+            left = float(len(one.after.findings))
+            return (0, 0, left, one.invasive, _loss(one)) if good else (0, 1, _loss(one))
+        if one.after is not None:
+            return (1, _loss(one))
+        return (2,) if one.error else (3,)
+
+    return tuple(sorted(trials, key=key))
+
+
+def _loss(one: Trial) -> float:
+    return math.inf if one.after is None else one.after.last_loss

@@ -1,0 +1,49 @@
+"""The norm to which gradients are clipped."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.experiments._patient import Patient
+from gradscope.experiments._remedies._registry import Case, Change, remedy
+
+
+def _percentile(case: Case, percent: float) -> float | None:
+    """Of the gradients' norms, before any clipping, of steps that were finite."""
+    norms = np.array(case.course.norms, dtype=np.float64)
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    return float(f"{np.percentile(known, percent):.3g}") if known.size else None
+
+
+def _to(limit: float | None) -> Change:
+    def do(patient: Patient) -> None:
+        patient.max_norm = limit
+
+    if limit is None:
+        return Change(("# leave out torch.nn.utils.clip_grad_norm_",), do, "loop")
+    return Change((f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:.3g})",), do, "loop", f"{limit:.3g}")
+
+
+@remedy("clip to the usual norm", rules=("gradient-spike", "exploding-gradient", "exploding-activation", "non-finite",
+                                         "update-too-large", "dead-units"), causes=("clip", "batch"))  # fmt: skip
+def clip(case: Case) -> Change | None:
+    """Gradients clipped to the median of their norms: none of them larger than usual."""
+    limit = _percentile(case, 50)
+    if limit is None or (case.patient.max_norm is not None and case.patient.max_norm <= limit):
+        return None
+    return _to(limit)
+
+
+@remedy("clip seldom", rules=("clipping-always", "update-too-small"), causes=("max_norm", "clip"))
+def clip_seldom(case: Case) -> Change | None:
+    """The limit raised to the 90th percentile of the norms: nine of ten steps pass."""
+    limit = _percentile(case, 90)
+    if case.patient.max_norm is None or limit is None or limit <= case.patient.max_norm:
+        return None
+    return _to(limit)
+
+
+@remedy("no clipping", rules=("clipping-always", "update-too-small"), causes=("max_norm", "clip"))
+def no_clipping(case: Case) -> Change | None:
+    """Gradients as they are."""
+    return None if case.patient.max_norm is None else _to(None)

@@ -29,6 +29,8 @@ def has_helped(finding: Finding, before: Condition, after: Condition) -> bool:
         return False
     if math.isfinite(before.first_loss) and after.last_loss >= before.first_loss:
         return False
+    if before.last_loss >= before.first_loss:  # how far a run strays that goes up is no measure for one that goes down
+        return after.last_loss < before.first_loss - after.noise
     return after.last_loss < before.last_loss - max(before.noise, after.noise)
 
 

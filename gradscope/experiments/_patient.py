@@ -34,6 +34,7 @@ class Patient:
         autocast: the type in which the forward runs; None is that of the weights.
         factor: times which the loss is taken before the backward, and not divided out.
         inputs_as: the type to which floating inputs are cast.
+        units: times which a loss is told, so that it can be compared with that of the original.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Patient:
     autocast: torch.dtype | None = None
     factor: float = 1.0
     inputs_as: torch.dtype | None = None
+    units: float = 1.0
 
     def copied(self) -> Patient:
         """Another that shares no tensor with it; a loss function that is part of the model is that of the copy."""
@@ -118,7 +120,7 @@ def _train(patient: Patient, batches: Batches, scope: GradScope | None) -> Cours
         if loss.requires_grad:
             whole = loss * patient.factor if patient.factor != 1.0 else loss
             (whole if patient.scaler is None else patient.scaler.scale(whole)).backward()
-        losses.append(float(loss.detach()))
+        losses.append(float(loss.detach()) * patient.units)
         norms.append(_update(patient))
         patience = 2 * PATIENCE if patient.scaler is not None else PATIENCE
         if len(losses) >= patience and not any(map(math.isfinite, losses[-patience:])):

@@ -6,7 +6,7 @@ a sick model that it cures.
 
 from gradscope.experiments._remedies import _inputs, _attach  # isort: skip
 from gradscope.experiments._remedies import _rates, _clipping, _precision  # isort: skip
-from gradscope.experiments._remedies import _weights, _branches, _modules  # isort: skip
+from gradscope.experiments._remedies import _recurrence, _weights, _branches, _modules  # isort: skip
 from gradscope.experiments._remedies._registry import REMEDIES, Case, Change, Remedy, candidates, remedy
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "_modules",
     "_precision",
     "_rates",
+    "_recurrence",
     "_weights",
     "candidates",
     "remedy",

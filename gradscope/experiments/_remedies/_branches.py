@@ -6,7 +6,8 @@ from gradscope.experiments._remedies._registry import Case, Change, remedy
 from gradscope.experiments._remedies._weights import DEPTH, drawn
 from gradscope.init._initialize import setting_of
 
-_RULES = (*DEPTH, "init-mismatch", "collapsed-batch", "update-too-large", "non-finite", "dtype-overflow")
+_RULES = (*DEPTH, "init-mismatch", "collapsed-batch", "update-too-large", "non-finite", "dtype-overflow",
+          "output-pairing")  # fmt: skip
 
 
 def _has_branches(case: Case) -> bool:

@@ -27,8 +27,10 @@ def _to(limit: float | None) -> Change:
 @remedy("clip to the usual norm", rules=("gradient-spike", "exploding-gradient", "exploding-activation", "non-finite",
                                          "update-too-large", "dead-units"), causes=("clip", "batch"))  # fmt: skip
 def clip(case: Case) -> Change | None:
-    """Gradients clipped to the median of their norms: none of them larger than usual."""
-    limit = _percentile(case, 50)
+    """Gradients clipped to the median of their norms, or that of the first step where this is less."""
+    usual = _percentile(case, 50)
+    first = next((norm for norm in case.course.norms if np.isfinite(norm) and norm > 0), None)
+    limit = None if usual is None or first is None else min(usual, float(f"{first:.3g}"))
     if limit is None or (case.patient.max_norm is not None and case.patient.max_norm <= limit):
         return None
     return _to(limit)

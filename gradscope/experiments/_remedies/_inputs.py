@@ -128,37 +128,27 @@ def _numbers(values: Tensor) -> str:
     return "[" + ", ".join(f"{v:.6g}" for v in values.flatten().tolist()) + "]"
 
 
-@dataclass(frozen=True)
-class InUnitsOf:
-    """out·std + mean, behind a model's forward: a forward hook."""
-
-    mean: float
-    std: float
-
-    def __call__(self, module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        """The output in the targets' units."""
-        return out * self.std + self.mean
-
-
-@remedy("outputs in the units of the targets", rules=("output-pairing", "update-too-large", "update-too-small"),
-        causes=("targets",))  # fmt: skip
-def in_units_of_targets(case: Case) -> Change | None:
-    """The model's output times the targets' standard deviation plus their mean, and the loss in units of their variance."""
+@remedy("normalized targets", rules=("output-pairing",), causes=("targets",))
+def normalized_targets(case: Case) -> Change | None:
+    """The targets of a squared error less their mean, over their standard deviation; losses are told in the old units."""
     target = case.batches[0][1]
-    if not isinstance(target, Tensor) or not target.is_floating_point() or case.finding.rule != "output-pairing":
+    nodes = case.course.recording.facts.get("loss_graph") if case.course.recording is not None else None
+    squared = bool(nodes) and any(str(node["node"]).startswith("MseLoss") for node in nodes[:4])
+    if not squared or not isinstance(target, Tensor) or not target.is_floating_point():
         return None
     rows = torch.cat([t.detach().flatten() for _, t in case.batches]).double()
     mean, std = float(rows.mean()), float(rows.std(correction=0))
-    if not (math.isfinite(std) and std > 0) or 0.1 < std < 10:
+    if not (math.isfinite(std) and std > 0) or (0.1 < std < 10 and abs(mean) < 3 * std):
         return None
 
     def do(patient: Patient) -> None:
-        patient.model.register_forward_hook(InUnitsOf(mean, std))
-        patient.factor /= std**2
+        loss_fn = patient.loss_fn
+        assert loss_fn is not None  # there are targets
+        patient.loss_fn = lambda out, target: loss_fn(out, (target - mean) / std)
+        patient.units *= std**2
 
     code = (
         f"targets = (targets - {mean:.6g}) / {std:.6g}  # of the training set",
-        f"# and, to predict: model(inputs) * {std:.6g} + {mean:.6g}",
+        f"# and to predict: model(inputs) * {std:.6g} + {mean:.6g}",
     )
     return Change(code, do, "loop")
-

@@ -104,21 +104,6 @@ def bare_output(case: Case) -> Change | None:
     return Change((f"model.set_submodule({name!r}, torch.nn.Identity())",), do)
 
 
-@remedy("log-softmax at the output", rules=("output-pairing",), causes=("NLLLoss", "NllLoss"))
-def log_softmax(case: Case) -> Change | None:
-    """Log-softmax in place of softmax, where the loss takes logarithms of probabilities."""
-    name = _end(case)
-    old = None if name is None else case.patient.model.get_submodule(name)
-    if name is None or not isinstance(old, nn.Softmax):
-        return None
-    dim = old.dim
-
-    def do(patient: Patient) -> None:
-        patient.model.set_submodule(name, nn.LogSoftmax(dim))
-
-    return Change((f"model.set_submodule({name!r}, torch.nn.LogSoftmax({dim}))",), do)
-
-
 def _end(case: Case) -> str | None:
     """The module with which the model ends, where that is an activation and no layer comes after it."""
     _, after, out = called(case, lambda module: isinstance(module, _ENDS))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from gradscope.diagnosis._condition import mean_of_tail
 from gradscope.experiments._patient import LOW, Patient
 from gradscope.experiments._remedies._registry import Case, Change, remedy
 
@@ -58,20 +60,29 @@ def loss_scale(case: Case) -> Change | None:
     patient = case.patient
     if patient.autocast is not torch.float16 and not any(p.dtype is torch.float16 for p in patient.model.parameters()):
         return None
-    scale = 2.0 ** _exponent(case)
-    device = next((p.device.type for p in patient.model.parameters()), "cpu")
-
-    def do(patient: Patient) -> None:
-        patient.scaler = torch.amp.GradScaler(device, init_scale=scale)
-
+    exponent = _exponent(case)
+    if exponent is None:  # nothing is left of the gradient by which to tell
+        losses = {k: mean_of_tail(case.tried(_scaled(case, k)).losses) for k in (16, 24, 32)}
+        exponent = min(losses, key=lambda k: losses[k])
     code = (
-        f"scaler = torch.amp.GradScaler({device!r}, init_scale=2.0**{int(math.log2(scale))})",
+        f"scaler = torch.amp.GradScaler({_device(case)!r}, init_scale=2.0**{exponent})",
         "scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()",
     )
-    return Change(code, do, "loop", f"2^{int(math.log2(scale))}")
+    return Change(code, _scaled(case, exponent), "loop", f"2^{exponent}")
 
 
-def _exponent(case: Case) -> int:
+def _device(case: Case) -> str:
+    return next((p.device.type for p in case.patient.model.parameters()), "cpu")
+
+
+def _scaled(case: Case, exponent: int) -> Callable[[Patient], None]:
+    def do(patient: Patient) -> None:
+        patient.scaler = torch.amp.GradScaler(_device(case), init_scale=2.0**exponent)
+
+    return do
+
+
+def _exponent(case: Case) -> int | None:
     """log2 of what brings the largest entry, by the upper edge of its histogram, to 2^14; at most 2^40."""
     recording = case.course.recording
     top = -math.inf
@@ -86,7 +97,7 @@ def _exponent(case: Case) -> int:
                 filled = np.flatnonzero(counts)
                 if filled.size:
                     top = max(top, float(edges[filled[-1] + 1]))
-    return int(min(14 - top, 40)) if math.isfinite(top) else 16
+    return int(min(14 - top, 40)) if math.isfinite(top) else None
 
 
 @remedy("larger loss", rules=("update-too-small", "no-gradient", "dtype-underflow", "vanishing-gradient", "loss-scale"),

@@ -38,6 +38,11 @@ _STEPS = (
 )
 
 
+AS_GOOD = 0.1
+"""Rates whose losses differ by less than this share of what the best one won are equally good; the smallest of them is
+taken: of rates that are as good after fifty steps it is the one that goes on falling."""
+
+
 @remedy("learning rate", rules=_STEPS, causes=("learning rate", "update", "weights grew"))
 def learning_rate(case: Case) -> Change | None:
     """The rate with which the loss falls lowest, among powers of 3 about that of a usual relative update."""
@@ -52,10 +57,9 @@ def learning_rate(case: Case) -> Change | None:
     best = min(losses.values())
     if not math.isfinite(best):
         return None
-    # The largest that is as good as the best: it has the most room to go on.
     start = case.course.losses[0]
-    room = 0.02 * (start - best) if math.isfinite(start) else 0.0
-    factor = max(f for f, loss in losses.items() if loss <= best + max(room, 0.0))
+    room = AS_GOOD * (start - best) if math.isfinite(start) and start > best else 0.0
+    factor = min(f for f, loss in losses.items() if loss <= best + room)
     rates = [f"{_number(group['lr']) * factor:.3g}" for group in optimizer.param_groups]
     factor = _rounded(_number(optimizer.param_groups[0]["lr"]), factor)
     if len(set(rates)) == 1:

@@ -72,25 +72,15 @@ def orthogonal(case: Case) -> Change | None:
 @remedy("sine network's weights", rules=WEIGHTS, causes=("sin",), invasive=1)
 def siren(case: Case) -> Change | None:
     """Sitzmann et al.'s weights, for networks of sines."""
-    if not any(call.activation == "sin" for call in trace(case.patient.model, case.inputs)):
+    model = case.patient.model
+    if not any(call.activation in ("sin", "sine") for call in trace(model, case.inputs)):
         return None
-    return drawn(case, Siren(), "'siren'")
+    factors = [vars(m)[key] for m in model.modules() for key in _OMEGA if isinstance(vars(m).get(key), (int, float))]
+    omega = float(factors[-1]) if factors else Siren().omega
+    return drawn(case, Siren(omega), f"gradscope.init.Siren({omega:g})")
 
 
-@remedy("identity recurrence", rules=DEPTH, causes=("recurren",), invasive=1)
-def irnn(case: Case) -> Change | None:
-    """Recurrent weights as the identity (Le et al. 2015)."""
-    if not any(isinstance(m, (nn.RNN, nn.RNNCell)) for m in case.patient.model.modules()):
-        return None
-    return drawn(case, "irnn", "'irnn'")
-
-
-@remedy("open forget gates", rules=DEPTH, causes=("recurren",), invasive=1)
-def forget_bias(case: Case) -> Change | None:
-    """Forget gates that begin half open, so that cells remember."""
-    if not any(isinstance(m, (nn.LSTM, nn.LSTMCell)) for m in case.patient.model.modules()):
-        return None
-    return drawn(case, "forget_bias", "'forget_bias'")
+_OMEGA = ("omega", "omega_0", "w0", "w")
 
 
 def _named(name: str, scheme: str) -> None:

@@ -12,8 +12,8 @@ from gradscope.diagnosis._trials import Trial
 LESS = 0.5
 """A finding is clearly less where at most this share of what it was beyond its limit is left."""
 
-AS_GOOD = 0.05
-"""Losses that differ by less than this share of what the best one won are equally good."""
+AS_GOOD = 0.1
+"""Losses that differ by less than this share of what the best one won are equally good after so few steps."""
 
 
 def has_helped(finding: Finding, before: Condition, after: Condition) -> bool:
@@ -59,7 +59,7 @@ def _beyond(one: Finding) -> float:
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Best first.
 
-    Those that helped by their loss, where those within a twentieth of what the best one won count as equally good:
+    Those that helped by their loss, where those within a tenth of what the best one won count as equally good:
     among them by the findings left, then the least invasive. Then those that did not help, those that failed, and
     advice.
     """

@@ -63,7 +63,8 @@ def loss_scale(case: Case) -> Change | None:
     exponent = _exponent(case)
     if exponent is None:  # nothing is left of the gradient by which to tell
         losses = {k: mean_of_tail(case.tried(_scaled(case, k)).losses) for k in (16, 24, 32)}
-        exponent = min(losses, key=lambda k: losses[k])
+        best = min(losses.values())  # of equally good ones the largest loses least; the scaler itself goes down
+        exponent = max(k for k, loss in losses.items() if loss <= best + 0.1 * abs(best))
     code = (
         f"scaler = torch.amp.GradScaler({_device(case)!r}, init_scale=2.0**{exponent})",
         "scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()",

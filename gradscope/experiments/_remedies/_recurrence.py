@@ -14,7 +14,8 @@ from gradscope.experiments._remedies._weights import DEPTH, drawn
 from gradscope.init import identity_, orthogonal_
 from gradscope.init._trace import trace
 
-_RULES = (*DEPTH, "init-mismatch", "saturated-units", "collapsed-batch", "non-finite", "symmetric-units")
+_RULES = (*DEPTH, "init-mismatch", "saturated-units", "collapsed-batch", "non-finite", "symmetric-units",
+          "output-pairing")  # fmt: skip
 _CAUSES = ("recurren", "#")
 
 

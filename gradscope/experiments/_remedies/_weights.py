@@ -45,7 +45,7 @@ def _device(case: Case) -> str:
     return "" if device.type == "cpu" else repr(str(device))
 
 
-@remedy("initialize by activation", rules=WEIGHTS, causes=_START, invasive=1)
+@remedy("initialize by activation", rules=(*WEIGHTS, "output-pairing"), causes=_START, invasive=1)
 def recommended(case: Case) -> Change | None:
     """The scheme recommended for the activation behind each layer, with its true fans; biases of 0."""
     return drawn(case, "auto", "'auto'")
@@ -87,7 +87,7 @@ def _named(name: str, scheme: str) -> None:
     @remedy(name, rules=(*DEPTH, "init-mismatch", "default-init", "saturated-units"), invasive=1)
     def one(case: Case) -> Change | None:
         rows = plan(case.patient.model, inputs=case.inputs)
-        if {row.scheme for row in rows if row.fans is not None} <= {scheme, "glorot_normal"}:
+        if {row.scheme for row in rows if row.fans is not None and row.activation != "identity"} <= {scheme}:
             return None  # as the scheme by activation does already
         return drawn(case, scheme, repr(scheme))
 

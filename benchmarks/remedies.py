@@ -99,8 +99,12 @@ def row(program: Program, seed: int) -> tuple[bool, bool, str] | None:
     found = ", ".join(one.rule for one in trials.before.findings) or "nothing found"
     best = "none helped" if trials.best is None else trials.best.remedy
     mark = "cured" if cured else "nearly" if progress else "no"
-    return cured, progress, (
-        f"{program.name:32}{program.cure:20}{mark:8}{sick:10.3g}{end:10.3g}{goal:10.3g}  {best:38}{took:5.1f} s  {found}"
+    return (
+        cured,
+        progress,
+        (
+            f"{program.name:32}{program.cure:20}{mark:8}{sick:10.3g}{end:10.3g}{goal:10.3g}  {best:38}{took:5.1f} s  {found}"
+        ),
     )
 
 
@@ -122,13 +126,19 @@ def main() -> None:
             continue
         if (program.cure == "structural") != given.structural or not suits(program, program.make(given.seed)):
             continue
-        if (measured := row(program, given.seed)) is not None:
+        try:
+            measured = row(program, given.seed)
+        except Exception as error:  # counts as not cured, and the table goes on
+            measured = False, False, f"{program.name:32}{type(error).__name__}: {str(error)[:80]}"
+        if measured is not None:
             found.append(measured[:2])
             print(measured[2], flush=True)
     if found:
         total = len(found)
         cured, progress = (sum(column) for column in zip(*found, strict=True))
-        print(f"cured {cured} of {total} ({cured / total:.0%}); {progress} ({progress / total:.0%}) won 90 % of what the twin won")
+        print(
+            f"cured {cured} of {total} ({cured / total:.0%}); {progress} ({progress / total:.0%}) won 90 % of what the twin won"
+        )
 
 
 if __name__ == "__main__":

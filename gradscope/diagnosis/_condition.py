@@ -58,13 +58,13 @@ class Condition:
 
     @property
     def noise(self) -> float:
-        """Two standard errors of `last_loss`, from how the losses stray about a line through them."""
+        """Three standard errors of `last_loss`, from how the losses stray about a line through them."""
         last = np.array(self.losses[-2 * _length(self.losses) :])
         if len(last) < 4 or not np.isfinite(last).all():
             return 0.0
         steps = np.arange(len(last)) - (len(last) - 1) / 2
         rest = last - last.mean() - steps * (steps @ last) / (steps @ steps)
-        return float(2 * np.sqrt(rest @ rest / (len(last) - 2) / _length(self.losses)))
+        return float(3 * np.sqrt(rest @ rest / (len(last) - 2) / _length(self.losses)))
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON knows it."""

@@ -177,6 +177,3 @@ def _table(trials: Trials) -> list[str]:
     lines.insert(1, "─" * max(map(len, lines)))
     lines.append("Forward and backward in decades per layer, lost in decades, dead as the share of the worst layer.")
     return lines
-
-
-

@@ -12,25 +12,32 @@ from gradscope.diagnosis._trials import Trial
 LESS = 0.5
 """A finding is clearly less where at most this share of what it was beyond its limit is left."""
 
-AS_GOOD = 0.1
-"""Losses that differ by less than this share of what the best one won are equally good after so few steps."""
+AS_GOOD, ALIKE = 0.1, 0.2
+"""Losses that differ by less than these shares, of what the best one won and of the best one, are equally good."""
+
+
+def room(start: float, best: float) -> float:
+    """By how much a loss may be above the best one and be as good, after so few steps."""
+    won = AS_GOOD * (start - best) if math.isfinite(start) and start > best else 0.0
+    return min(won, ALIKE * abs(best))
 
 
 def has_helped(finding: Finding, before: Condition, after: Condition) -> bool:
     """The finding gone or clearly less, no new error, and a loss lower by more than the noise.
 
     A finding that does not show in these steps cannot be seen to go; one that is folded into another is still there.
-    And what ends with a larger loss than an untrained model has learned nothing.
+    And what ends no lower than where it, or the model, began has learned nothing.
     """
     if not after.finite or _errors(after) > _errors(before) or not _shows(finding.rule, before):
         return False
     same = [one for one in after.findings if one.rule == finding.rule]
     if not all(_less(finding, one) for one in same) or (not same and _shows(finding.rule, after)):
         return False
-    if math.isfinite(before.first_loss) and after.last_loss >= before.first_loss:
+    starts = [loss for loss in (before.first_loss, after.first_loss) if math.isfinite(loss)]
+    if any(after.last_loss >= start - after.noise for start in starts):
         return False
     if before.last_loss >= before.first_loss:  # how far a run strays that goes up is no measure for one that goes down
-        return after.last_loss < before.first_loss - after.noise
+        return True
     return after.last_loss < before.last_loss - max(before.noise, after.noise)
 
 
@@ -59,18 +66,17 @@ def _beyond(one: Finding) -> float:
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Best first.
 
-    Those that helped by their loss, where those within a tenth of what the best one won count as equally good:
-    among them by the findings left, then the least invasive. Then those that did not help, those that failed, and
+    Those that helped by their loss, where those as good as the best one (`room`) count as equally good: among them by the findings left, then the least invasive. Then those that did not help, those that failed, and
     advice.
     """
     helped = [one for one in trials if one.helped and one.after is not None]
-    best = min((_loss(one) for one in helped), default=math.inf)
-    start = max((one.before.first_loss for one in helped), default=math.nan)
-    room = AS_GOOD * (start - best) if math.isfinite(start) and start > best else AS_GOOD * abs(best)
+    first = min(helped, key=_loss, default=None)
+    best = math.inf if first is None else _loss(first)
+    start = math.nan if first is None or first.after is None else first.after.first_loss
 
     def key(one: Trial) -> tuple[float, ...]:
         if one.helped and one.after is not None:
-            good = _loss(one) <= best + max(room, one.after.noise)
+            good = _loss(one) <= best + room(start, best)
             left = float(len(one.after.findings))
             return (0, 0, left, one.invasive, _loss(one)) if good else (0, 1, _loss(one))
         if one.after is not None:

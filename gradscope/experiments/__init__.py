@@ -1,4 +1,4 @@
-"""Experiments: probe a model on one batch, predict it, take its Jacobian's spectrum, sweep plain networks, try remedies.
+"""Experiments: probe a model on one batch, predict it, take its Jacobian's spectrum, sweep plain nets, try remedies.
 
 Lazy: the settings (`SweepConfig`, `SettingsError`) come without torch.
 """

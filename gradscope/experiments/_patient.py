@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradscope.hooks import GradScope
 from gradscope.hooks._guard import alone
-from gradscope.init._untouched import run
+from gradscope.init._untouched import _forked_random_state, run
 from gradscope.recording import Recording
 
 Batches = Sequence[tuple[Any, Any]]
@@ -138,16 +138,33 @@ def _update(patient: Patient) -> float:
     limit = math.inf if patient.max_norm is None else patient.max_norm
     norm = math.nan
     if held:
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None]))
-        if norm > limit or not math.isfinite(norm):
-            if patient.max_norm is not None:
-                torch.nn.utils.clip_grad_norm_(held, limit)
+        norm = math.sqrt(math.fsum(float(_dense(p.grad).double().square().sum()) for p in held if p.grad is not None))
+        if patient.max_norm is not None and not norm <= limit:
+            torch.nn.utils.clip_grad_norm_(held, limit)
     if scaler is None:
         optimizer.step()
     elif held:
         scaler.step(optimizer)
         scaler.update()
     return norm
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Its entries, a sparse one's too."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+@contextlib.contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside, all random states are those of the seed; afterwards as before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with _forked_random_state(model):
+        seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def seed_all(seed: int) -> None:

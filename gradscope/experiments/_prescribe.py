@@ -132,8 +132,8 @@ def _tried(remedy: Remedy, case: Case, before: Condition) -> Trial | None:
         change = remedy.function(case)
         if change is None:
             return None
-        copied = case.patient.copied()
-        change.do(copied)
+        copied, do = case.patient.copied(), case.carried_out(change.do)
+        do(copied)
         course, after = _run(copied, case.batches, case.seed)
         if course.recording is not None:
             course.recording.close()
@@ -151,7 +151,7 @@ def _tried(remedy: Remedy, case: Case, before: Condition) -> Trial | None:
         has_helped(case.finding, before, after),
         changes=change.changes,
         invasive=remedy.invasive,
-        change=change.do,
+        change=do,
     )
 
 

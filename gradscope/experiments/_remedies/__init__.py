@@ -1,7 +1,7 @@
 """Remedies, one file a kind; importing it registers them, in the order in which equally likely ones are tried.
 
-A new remedy is one function registered with `remedy`, in the file of its kind, and in `tests/test_prescribe_remedies.py`
-a sick model that it cures.
+A new remedy is one function registered with `remedy`, in the file of its kind, and in
+`tests/test_prescribe_remedies.py` a sick model that it cures.
 """
 
 from gradscope.experiments._remedies import _inputs, _attach  # isort: skip

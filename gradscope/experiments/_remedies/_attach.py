@@ -91,5 +91,9 @@ def smaller_last_layer(case: Case) -> Change | None:
             for name in names:
                 patient.model.get_parameter(name).div_(size)
 
-    lines = ("with torch.no_grad():", f"    for name in {names!r}:", f"        model.get_parameter(name).div_({size:.6g})")
+    lines = (
+        "with torch.no_grad():",
+        f"    for name in {names!r}:",
+        f"        model.get_parameter(name).div_({size:.6g})",
+    )
     return Change(lines, do)

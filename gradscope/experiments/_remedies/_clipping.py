@@ -21,7 +21,9 @@ def _to(limit: float | None) -> Change:
 
     if limit is None:
         return Change(("# leave out torch.nn.utils.clip_grad_norm_",), do, "loop")
-    return Change((f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:.3g})",), do, "loop", f"{limit:.3g}")
+    return Change(
+        (f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={limit:.3g})",), do, "loop", f"{limit:.3g}"
+    )
 
 
 @remedy("clip to the usual norm", rules=("gradient-spike", "exploding-gradient", "exploding-activation", "non-finite",

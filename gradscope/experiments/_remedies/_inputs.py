@@ -128,13 +128,17 @@ def _numbers(values: Tensor) -> str:
     return "[" + ", ".join(f"{v:.6g}" for v in values.flatten().tolist()) + "]"
 
 
+def _squared(case: Case) -> bool:
+    """Whether the loss is a squared error, which knows the factor on its targets as its square."""
+    nodes = case.course.recording.facts.get("loss_graph") if case.course.recording is not None else None
+    return bool(nodes) and any(str(node["node"]).startswith("MseLoss") for node in nodes[:4])
+
+
 @remedy("normalized targets", rules=("output-pairing",), causes=("targets",))
 def normalized_targets(case: Case) -> Change | None:
-    """The targets of a squared error less their mean, over their standard deviation; losses are told in the old units."""
+    """The targets of a squared error less their mean, over their standard deviation; losses stay in the old units."""
     target = case.batches[0][1]
-    nodes = case.course.recording.facts.get("loss_graph") if case.course.recording is not None else None
-    squared = bool(nodes) and any(str(node["node"]).startswith("MseLoss") for node in nodes[:4])
-    if not squared or not isinstance(target, Tensor) or not target.is_floating_point():
+    if not _squared(case) or not isinstance(target, Tensor) or not target.is_floating_point():
         return None
     rows = torch.cat([t.detach().flatten() for _, t in case.batches]).double()
     mean, std = float(rows.mean()), float(rows.std(correction=0))
@@ -152,3 +156,27 @@ def normalized_targets(case: Case) -> Change | None:
         f"# and to predict: model(inputs) * {std:.6g} + {mean:.6g}",
     )
     return Change(code, do, "loop")
+
+
+@remedy("inputs and targets from 0 to 1", rules=("input-scale", "output-pairing"), causes=("targets",))
+def from_0_to_1(case: Case) -> Change | None:
+    """Inputs and targets of a squared error divided by the largest, where what is rebuilt is the input itself."""
+    inputs, target = case.batches[0]
+    if case.patient.loss_fn is None or not isinstance(inputs, Tensor) or not isinstance(target, Tensor):
+        return None
+    if not (inputs.is_floating_point() and target.is_floating_point() and _squared(case)):
+        return None
+    low, largest = (float(f(torch.stack([f(x) for x, _ in case.batches]))) for f in (torch.min, torch.max))
+    lowest, most = (float(f(torch.stack([f(y) for _, y in case.batches]))) for f in (torch.min, torch.max))
+    if low < 0 or lowest < 0 or largest < 3 or not 0.5 < most / largest < 2:
+        return None
+
+    def do(patient: Patient) -> None:
+        whole = Standardize({0: (torch.zeros(()), torch.tensor(largest))})
+        patient.model.register_forward_pre_hook(whole, with_kwargs=True)
+        loss_fn = patient.loss_fn
+        assert loss_fn is not None
+        patient.loss_fn = lambda out, target: loss_fn(out, target / largest)
+        patient.units *= largest**2
+
+    return Change((f"inputs, targets = inputs / {largest:.6g}, targets / {largest:.6g}",), do, "loop")

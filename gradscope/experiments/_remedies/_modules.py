@@ -75,6 +75,17 @@ def relu_for_tanh(case: Case) -> Change | None:
     return _swap(case, nn.Tanh, "ReLU()", nn.ReLU, anew=True)
 
 
+@remedy("tanh for an activation that overflows", rules=("non-finite", "dtype-overflow", "exploding-activation"),
+        causes=("exp",), invasive=2)  # fmt: skip
+def tanh_for_unbounded(case: Case) -> Change | None:
+    """Tanh in place of a module without weights that is no layer of torch's, and weights for it."""
+    name = case.finding.frontier.module if case.finding.frontier is not None else ""
+    old = case.patient.model.get_submodule(name) if name else None
+    if old is None or type(old).__module__.startswith("torch.") or any(True for _ in old.parameters()):
+        return None
+    return _swap(case, type(old), "Tanh()", nn.Tanh, anew=True)
+
+
 @remedy("leaky ReLU for ReLU", rules=("dead-units",), causes=("biases", "update threw"), invasive=2)
 def leaky_for_relu(case: Case) -> Change | None:
     """Leaky ReLU in place of ReLU, the weights as they are: units that are dead get a gradient again."""

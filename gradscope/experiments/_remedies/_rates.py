@@ -10,6 +10,7 @@ import numpy as np
 from gradscope.diagnosis._condition import mean_of_tail
 from gradscope.diagnosis._evidence import START, Evidence, median
 from gradscope.diagnosis._limits import Limits
+from gradscope.diagnosis._verdict import room
 from gradscope.experiments._patient import Patient
 from gradscope.experiments._remedies._registry import Case, Change, remedy
 
@@ -38,16 +39,21 @@ _STEPS = (
 )
 
 
-AS_GOOD = 0.1
-"""Rates whose losses differ by less than this share of what the best one won are equally good; the smallest of them is
-taken: of rates that are as good after fifty steps it is the one that goes on falling."""
+APART = 100.0
+"""Rates of two groups that differ by more are not meant so."""
 
 
 @remedy("learning rate", rules=_STEPS, causes=("learning rate", "update", "weights grew"))
 def learning_rate(case: Case) -> Change | None:
-    """The rate with which the loss falls lowest, among powers of 3 about that of a usual relative update."""
+    """The rate with which the loss falls lowest, among powers of 3 about that of a usual relative update.
+
+    Of rates that are as good after so few steps the smallest: it is the one that goes on falling.
+    """
     optimizer = case.patient.optimizer
     if optimizer is None or not any(_number(group["lr"]) > 0 for group in optimizer.param_groups):
+        return None
+    rates = [_number(group["lr"]) for group in optimizer.param_groups]
+    if max(rates) > APART * min(rate for rate in rates if rate > 0):  # no common factor is right for them
         return None
     centre = _factor_to_target(case)
     losses = {}
@@ -58,15 +64,14 @@ def learning_rate(case: Case) -> Change | None:
     if not math.isfinite(best):
         return None
     start = case.course.losses[0]
-    room = AS_GOOD * (start - best) if math.isfinite(start) and start > best else 0.0
-    factor = min(f for f, loss in losses.items() if loss <= best + room)
-    rates = [f"{_number(group['lr']) * factor:.3g}" for group in optimizer.param_groups]
-    factor = _rounded(_number(optimizer.param_groups[0]["lr"]), factor)
-    if len(set(rates)) == 1:
-        code: tuple[str, ...] = ("for group in optimizer.param_groups:", f"    group['lr'] = {rates[0]}")
+    factor = min(f for f, loss in losses.items() if loss <= best + room(start, best))
+    shown = [f"{rate * factor:.3g}" for rate in rates]
+    factor = _rounded(rates[0], factor)
+    if len(set(shown)) == 1:
+        code: tuple[str, ...] = ("for group in optimizer.param_groups:", f"    group['lr'] = {shown[0]}")
     else:
         code = ("for group in optimizer.param_groups:", f"    group['lr'] *= {factor:.6g}")
-    return Change(code, _times(factor), "optimizer", rates[0])
+    return Change(code, _times(factor), "optimizer", shown[0])
 
 
 def _rounded(rate: float, factor: float) -> float:

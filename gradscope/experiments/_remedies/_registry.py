@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from gradscope.diagnosis import Finding
-from gradscope.experiments._patient import Batches, Course, Patient, train
+from gradscope.experiments._patient import Batches, Course, Patient, seeded, train
 
 Changes = Literal["model", "optimizer", "loop"]
 
@@ -60,10 +60,19 @@ class Case:
         device = next((p.device for p in self.patient.model.parameters()), torch.device("cpu"))
         return torch.Generator(device).manual_seed(self.seed)
 
+    def carried_out(self, do: Callable[[Patient], None]) -> Callable[[Patient], None]:
+        """The same from the case's random state, so that it does the same each time: a model may drop out."""
+
+        def again(patient: Patient) -> None:
+            with seeded(patient.model, self.seed):
+                do(patient)
+
+        return again
+
     def tried(self, do: Callable[[Patient], None], steps: int | None = None) -> Course:
         """A copy so changed, trained without a recording."""
         copied = self.patient.copied()
-        do(copied)
+        self.carried_out(do)(copied)
         return train(copied, self.batches[:steps], self.seed)
 
 

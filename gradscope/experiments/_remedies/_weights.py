@@ -152,4 +152,3 @@ def _each(names: list[str], call: str) -> tuple[str, ...]:
         f"    for name in {names!r}:",
         f"        model.get_parameter(name).{call}",
     )
-

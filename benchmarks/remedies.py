@@ -99,13 +99,8 @@ def row(program: Program, seed: int) -> tuple[bool, bool, str] | None:
     found = ", ".join(one.rule for one in trials.before.findings) or "nothing found"
     best = "none helped" if trials.best is None else trials.best.remedy
     mark = "cured" if cured else "nearly" if progress else "no"
-    return (
-        cured,
-        progress,
-        (
-            f"{program.name:32}{program.cure:20}{mark:8}{sick:10.3g}{end:10.3g}{goal:10.3g}  {best:38}{took:5.1f} s  {found}"
-        ),
-    )
+    numbers = f"{sick:10.3g}{end:10.3g}{goal:10.3g}"
+    return cured, progress, f"{program.name:32}{program.cure:20}{mark:8}{numbers}  {best:38}{took:5.1f} s  {found}"
 
 
 def main() -> None:
@@ -136,9 +131,8 @@ def main() -> None:
     if found:
         total = len(found)
         cured, progress = (sum(column) for column in zip(*found, strict=True))
-        print(
-            f"cured {cured} of {total} ({cured / total:.0%}); {progress} ({progress / total:.0%}) won 90 % of what the twin won"
-        )
+        print(f"cured: {cured} of {total}, {cured / total:.0%}")
+        print(f"won at least 90 % of what the twin won: {progress}, {progress / total:.0%}")
 
 
 if __name__ == "__main__":

@@ -322,6 +322,12 @@ def test_helped_is_a_finding_that_is_less_and_a_loss_that_is_lower(after: Condit
     assert has_helped(SLOW, condition(FALLING, SLOW), after) is helped
 
 
+@pytest.mark.parametrize(("end", "helped"), [(0.1, True), (0.2, False), (2.0, False)])
+def test_a_trained_model_that_an_update_ruins_is_helped_by_what_keeps_it_as_good(end: float, helped: bool) -> None:
+    ruined = condition([0.11, 3.0, *[2.6, 2.7] * 9], SLOW)
+    assert has_helped(SLOW, ruined, condition([0.11] * 14 + [end] * 6)) is helped
+
+
 def test_a_loss_lower_by_less_than_the_noise_is_no_help() -> None:
     source = np.random.default_rng(0)
     noisy = [2.0 + float(v) for v in source.normal(0, 0.3, 40)]

@@ -161,6 +161,7 @@ CURES: dict[str, tuple[Callable[[], Run], tuple[str, ...]]] = {
     ),
     "saturated tanh": (seeded(lambda: classifier(stack(6, nn.Tanh, 1.0))), ("ReLU for tanh",)),
     "an exponential as activation": (program("mlp-exp"), ("tanh for an activation that overflows",)),
+    "adapters of nothing": (program("lora-both-0"), ("constant weights drawn anew",)),
     "negative biases": (program("mlp-bias-minus-3"), ("biases of 0", "leaky ReLU for ReLU", "GELU for ReLU")),
     "large embeddings": (program("lstm-embedding-std-100"), ("embeddings of size 1",)),
     "residual branches without a norm": (seeded(residual), ("residual branches × 1/√L", "residual branches from 0")),

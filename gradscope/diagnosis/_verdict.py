@@ -26,19 +26,23 @@ def has_helped(finding: Finding, before: Condition, after: Condition) -> bool:
     """The finding gone or clearly less, no new error, and a loss lower by more than the noise.
 
     A finding that does not show in these steps cannot be seen to go; one that is folded into another is still there.
-    And what ends no lower than where it, or the model, began has learned nothing.
+    And what ends no lower than it began has learned nothing, unless it was the model as it is that went up.
     """
     if not after.finite or _errors(after) > _errors(before) or not _shows(finding.rule, before):
         return False
     same = [one for one in after.findings if one.rule == finding.rule]
     if not all(_less(finding, one) for one in same) or (not same and _shows(finding.rule, after)):
         return False
+    return _is_lower(before, after)
+
+
+def _is_lower(before: Condition, after: Condition) -> bool:
+    if before.last_loss > before.first_loss + after.noise:
+        # How far a run strays that goes up is no measure for one that does not; a trained model may have little to win.
+        return after.last_loss <= min(before.first_loss, before.last_loss - after.noise)
+    noise = max(before.noise, after.noise)
     starts = [loss for loss in (before.first_loss, after.first_loss) if math.isfinite(loss)]
-    if any(after.last_loss >= start - after.noise for start in starts):
-        return False
-    if before.last_loss >= before.first_loss:  # how far a run strays that goes up is no measure for one that goes down
-        return True
-    return after.last_loss < before.last_loss - max(before.noise, after.noise)
+    return after.last_loss < before.last_loss - noise and all(after.last_loss < one - after.noise for one in starts)
 
 
 def _shows(rule: str, one: Condition) -> bool:
@@ -66,8 +70,8 @@ def _beyond(one: Finding) -> float:
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Best first.
 
-    Those that helped by their loss, where those as good as the best one (`room`) count as equally good: among them by the findings left, then the least invasive. Then those that did not help, those that failed, and
-    advice.
+    Those that helped by their loss; those as good as the best one (`room`) by the findings left, then the least
+    invasive first. Then those that did not help, those that failed, and advice.
     """
     helped = [one for one in trials if one.helped and one.after is not None]
     first = min(helped, key=_loss, default=None)

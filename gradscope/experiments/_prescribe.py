@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -101,9 +102,9 @@ def _patient(given: Given, scaler: Any, autocast: torch.dtype | None) -> Patient
     known = given.optimizer if isinstance(given.optimizer, torch.optim.Optimizer) else None
     patient = Patient(given.model, known, given.loss_fn, given.max_norm, scaler, autocast).copied()
     if known is None:
-        make = given.optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=DEFAULT_RATE))
         trained = [p for p in patient.model.parameters() if p.requires_grad] or list(patient.model.parameters())
-        patient.optimizer = make(trained)  # type: ignore[operator]
+        make: Callable[[Any], Any] = given.optimizer or partial(torch.optim.Adam, lr=DEFAULT_RATE)
+        patient.optimizer = make(trained)
         if not isinstance(patient.optimizer, torch.optim.Optimizer):
             kind = type(patient.optimizer).__name__
             raise TypeError(f"optimizer returned {kind}; a function that makes a torch.optim.Optimizer is allowed")

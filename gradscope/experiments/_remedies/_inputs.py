@@ -130,8 +130,8 @@ def _numbers(values: Tensor) -> str:
 
 def _squared(case: Case) -> bool:
     """Whether the loss is a squared error, which knows the factor on its targets as its square."""
-    nodes = case.course.recording.facts.get("loss_graph") if case.course.recording is not None else None
-    return bool(nodes) and any(str(node["node"]).startswith("MseLoss") for node in nodes[:4])
+    nodes = [] if case.course.recording is None else case.course.recording.facts.get("loss_graph") or []
+    return any(str(node["node"]).startswith("MseLoss") for node in nodes[:4])
 
 
 @remedy("normalized targets", rules=("output-pairing",), causes=("targets",))

@@ -146,6 +146,29 @@ def embeddings(case: Case) -> Change | None:
     return Change(("with torch.no_grad():", *lines), do)
 
 
+@remedy("constant weights drawn anew", rules=("symmetric-units", "no-gradient"), causes=("zero", "equal"), invasive=1)
+def redrawn(case: Case) -> Change | None:
+    """Weights that are all the same, in modules whose use of them is not known, from N(0, 0.02²)."""
+    known = {row.parameter for row in plan(case.patient.model, inputs=case.inputs) if row.scheme}
+    named = case.patient.model.named_parameters()
+    names = [n for n, p in named if p.requires_grad and p.dim() >= 2 and n not in known and _is_constant(p)]
+    if not names:
+        return None
+
+    def do(patient: Patient) -> None:
+        generator = case.generator()
+        with torch.no_grad():
+            for name in names:
+                patient.model.get_parameter(name).normal_(std=0.02, generator=generator)
+
+    seed = f"generator = torch.Generator({_device(case)}).manual_seed({case.seed})"
+    return Change((seed, *_each(names, "normal_(std=0.02, generator=generator)")), do)
+
+
+def _is_constant(parameter: torch.Tensor) -> bool:
+    return parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all())
+
+
 def _each(names: list[str], call: str) -> tuple[str, ...]:
     return (
         "with torch.no_grad():",

@@ -175,7 +175,7 @@ CURES: dict[str, tuple[Callable[[], Run], tuple[str, ...]]] = {
     "a rate too large by little": (seeded(spiky), ("clip to the usual norm",)),
     "a rate for the head alone": (program("mlp-head-lr-only"), ("one learning rate for all",)),
     "weight decay of 3": (program("mlp-decay-1"), ("no weight decay",)),
-    "clipping to nothing": (program("mlp-clip-tiny"), ("clip seldom", "no clipping")),
+    "clipping to nothing": (program("mlp-clip-tiny"), ("clip seldom", "no clipping", "no clipping, another rate")),
     "float16 without a scaler": (
         program("fp16-autocast-no-scaler"),
         ("bfloat16 for float16", "float32", "loss scale"),

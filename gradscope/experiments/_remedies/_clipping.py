@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.experiments._patient import Patient
+from gradscope.experiments._remedies._rates import factor_to_target, ranged, to_all
 from gradscope.experiments._remedies._registry import Case, Change, remedy
 
 
@@ -51,3 +52,24 @@ def clip_seldom(case: Case) -> Change | None:
 def no_clipping(case: Case) -> Change | None:
     """Gradients as they are."""
     return None if case.patient.max_norm is None else _to(None)
+
+
+@remedy("no clipping, another rate", rules=("clipping-always",), causes=("max_norm", "clip"))
+def no_clipping_another_rate(case: Case) -> Change | None:
+    """Gradients as they are, and the rate that this asks for: clipping had set the size of a step."""
+    optimizer, usual = case.patient.optimizer, _percentile(case, 50)
+    if case.patient.max_norm is None or usual is None or optimizer is None:
+        return None
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    larger = 1.0 if "betas" in optimizer.param_groups[0] else max(usual / case.patient.max_norm, 1.0)
+    factor = ranged(case, factor_to_target(case) / larger, _to(None).do) if len(rates) == 1 else None
+    if factor is None:
+        return None
+    rate = f"{rates.pop() * factor:.3g}"
+
+    def do(patient: Patient) -> None:
+        patient.max_norm = None
+        to_all(float(rate))(patient)
+
+    code = (*_to(None).code, "for group in optimizer.param_groups:", f"    group['lr'] = {rate}")
+    return Change(code, do, "loop", rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,35 +56,39 @@ def learning_rate(case: Case) -> Change | None:
     rates = [_number(group["lr"]) for group in optimizer.param_groups]
     if max(rates) > APART * min(rate for rate in rates if rate > 0):  # no common factor is right for them
         return None
-    centre = _factor_to_target(case)
-    losses = {}
-    for power in RANGE:
-        course = case.tried(_times(centre * power))
-        losses[centre * power] = mean_of_tail(course.losses)
-    best = min(losses.values())
-    if not math.isfinite(best):
+    factor = ranged(case, factor_to_target(case))
+    if factor is None:
         return None
-    start = case.course.losses[0]
-    factor = min(f for f, loss in losses.items() if loss <= best + room(start, best))
-    shown = [f"{rate * factor:.3g}" for rate in rates]
-    factor = _rounded(rates[0], factor)
-    if len(set(shown)) == 1:
-        code: tuple[str, ...] = ("for group in optimizer.param_groups:", f"    group['lr'] = {shown[0]}")
-    else:
-        code = ("for group in optimizer.param_groups:", f"    group['lr'] *= {factor:.6g}")
-    return Change(code, _times(factor), "optimizer", shown[0])
+    shown = f"{rates[0] * factor:.3g}"
+    if len(set(rates)) == 1:
+        code = ("for group in optimizer.param_groups:", f"    group['lr'] = {shown}")
+        return Change(code, to_all(float(shown)), "optimizer", shown)
+    factor = float(f"{factor:.3g}")
+    code = ("for group in optimizer.param_groups:", f"    group['lr'] *= {factor:.3g}")
+    return Change(code, times(factor), "optimizer", f"× {factor:.3g}")
 
 
-def _rounded(rate: float, factor: float) -> float:
-    """The factor that makes of a rate exactly the number that the code names."""
-    return float(f"{rate * factor:.3g}") / rate if rate > 0 else factor
+def ranged(case: Case, centre: float, also: Callable[[Patient], None] | None = None) -> float | None:
+    """The factor on the rate, near `centre`, with which the loss falls lowest once `also` is done; None: with none."""
+    losses = {}
+    for factor in (centre * power for power in RANGE):
+
+        def do(patient: Patient, factor: float = factor) -> None:
+            if also is not None:
+                also(patient)
+            times(factor)(patient)
+
+        losses[factor] = mean_of_tail(case.tried(do).losses)
+    best = min(losses.values())
+    good = [factor for factor, loss in losses.items() if loss <= best + room(case.course.losses[0], best)]
+    return min(good) if math.isfinite(best) else None
 
 
 def _number(value: Any) -> float:
     return float(value)
 
 
-def _times(factor: float) -> Any:
+def times(factor: float) -> Any:
     def do(patient: Patient) -> None:
         for group in patient.optimizer.param_groups if patient.optimizer is not None else ():
             group["lr"] = group["lr"] * factor
@@ -91,7 +96,7 @@ def _times(factor: float) -> Any:
     return do
 
 
-def _factor_to_target(case: Case) -> float:
+def factor_to_target(case: Case) -> float:
     """By which the rate has to change for a usual relative update, by the first recorded steps."""
     recording = case.course.recording
     if recording is None:
@@ -114,15 +119,15 @@ def one_rate(case: Case) -> Change | None:
     rates = sorted({_number(g["lr"]) for g in optimizer.param_groups}) if optimizer is not None else []
     if len(rates) < 2 or (rates[0] > 0 and rates[-1] / rates[0] < 10):
         return None
-    losses = {rate: mean_of_tail(case.tried(_all(rate)).losses) for rate in rates if rate > 0}
+    losses = {rate: mean_of_tail(case.tried(to_all(rate)).losses) for rate in rates if rate > 0}
     if not losses or not math.isfinite(min(losses.values())):
         return None
     rate = min(losses, key=lambda one: losses[one])
     code = ("for group in optimizer.param_groups:", f"    group['lr'] = {rate:.6g}")
-    return Change(code, _all(rate), "optimizer", f"{rate:.3g}")
+    return Change(code, to_all(rate), "optimizer", f"{rate:.3g}")
 
 
-def _all(rate: float) -> Any:
+def to_all(rate: float) -> Any:
     def do(patient: Patient) -> None:
         for group in patient.optimizer.param_groups if patient.optimizer is not None else ():
             group["lr"] = rate

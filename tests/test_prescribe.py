@@ -151,7 +151,7 @@ def test_labels_without_any_relation_to_the_inputs_are_not_learned_by_a_remedy()
 
 @pytest.mark.parametrize("remedy", ["LSUV", "initialize by activation"])
 def test_apply_gives_the_weights_of_the_trial_and_its_losses(remedy: str) -> None:
-    trial = next(one for one in sick(deep(), most=8) if one.remedy == remedy)
+    (trial,) = sick(deep(), remedies=[remedy])
     assert trial.after is not None
     model, state = deep(), torch.get_rng_state()
     apply(trial, model)
@@ -272,6 +272,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batches": [1]}, TypeError, "batches is of type list"),
     ({"max_norm": 0.0}, ValueError, "max_norm is 0.0"),
     ({"findings": ["vanishing-gradient"]}, TypeError, "findings has a str"),
+    ({"remedies": ["learning rat"]}, ValueError, "remedies has 'learning rat'; did you mean 'learning rate'"),
     ({"optimizer": "adam"}, TypeError, "optimizer is of type str"),
     ({"optimizer": lambda parameters: None}, TypeError, "optimizer returned NoneType"),
     ({"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)}, ValueError, "holds no parameter"),

@@ -200,7 +200,7 @@ def trials(sick: str) -> Trials:
         run.optimizer,
         steps=40,
         batches=run.batch,
-        most=20,
+        remedies=CURES[sick][1],
         max_norm=run.clip,
         scaler=run.scaler,
         autocast=run.autocast,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +16,7 @@ from gradscope.diagnosis._verdict import has_helped, ranked
 from gradscope.experiments._patient import Batches, Course, Patient, train
 from gradscope.experiments._prescribe_arguments import Given, check
 from gradscope.experiments._probe import _gradients_set_aside
-from gradscope.experiments._remedies import Case, Remedy, candidates
+from gradscope.experiments._remedies import REMEDIES, Case, Remedy, candidates
 from gradscope.init._untouched import untouched
 
 Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
@@ -34,6 +34,7 @@ def prescribe(
     steps: int = 50,
     batches: Callable[[int], tuple[Any, Any]] | None = None,
     findings: Sequence[Finding] | None = None,
+    remedies: Sequence[str] | None = None,
     seed: int = 0,
     most: int = 8,
     max_norm: float | None = None,
@@ -60,6 +61,7 @@ def prescribe(
         steps: of training, in each trial.
         batches: step → (inputs, target), called once a step; None trains all steps on the one batch.
         findings: for which to prescribe; None takes the errors and warnings of those steps.
+        remedies: names of those that may be tried; None takes all.
         seed: of the random state at the beginning of each training, and of the remedies' own numbers.
         most: trials, at most.
         max_norm: to which the training loop clips gradients; None does not.
@@ -78,7 +80,7 @@ def prescribe(
     >>> trials.before.findings[0].rule, trials.best is not None
     ('vanishing-gradient', True)
     """
-    given = Given(model, optimizer, steps, batches, findings, seed, most, loss_fn, max_norm)
+    given = Given(model, optimizer, steps, batches, findings, remedies, seed, most, loss_fn, max_norm)
     check(given)
     with untouched(model), _gradients_set_aside(model), torch.enable_grad():
         patient = _patient(given, scaler, autocast)
@@ -86,7 +88,7 @@ def prescribe(
         course, before = _run(patient.copied(), data, seed)
         wanted = before.findings if findings is None else tuple(findings)
         trials: list[Trial] = []
-        for finding, remedy in _pairs(wanted):
+        for finding, remedy in _pairs(wanted, REMEDIES if remedies is None else remedies):
             if sum(one.after is not None for one in trials) >= most:
                 break
             case = Case(patient, finding, course, data, seed)
@@ -117,12 +119,12 @@ def _run(patient: Patient, data: Batches, seed: int) -> tuple[Course, Condition]
     return course, condition_of(course.recording, diagnose(course.recording), course.losses)
 
 
-def _pairs(findings: Sequence[Finding]) -> Iterator[tuple[Finding, Remedy]]:
+def _pairs(findings: Sequence[Finding], allowed: Collection[str]) -> Iterator[tuple[Finding, Remedy]]:
     """Each remedy once: the likeliest of each finding, then the second of each, and so on."""
     met: set[str] = set()
     for row in zip_longest(*([(finding, one) for one in candidates(finding)] for finding in findings)):
         for pair in row:
-            if pair is not None and pair[1].name not in met:
+            if pair is not None and pair[1].name in allowed and pair[1].name not in met:
                 met.add(pair[1].name)
                 yield pair
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from gradscope.diagnosis import Finding
+from gradscope.experiments._checks import nearest
+from gradscope.experiments._remedies import REMEDIES
 
 FEWEST_STEPS = 10
 """Rules over steps need a few to be sure of anything, and so does a loss's noise."""
@@ -24,6 +26,7 @@ class Given:
     steps: int
     batches: Any
     findings: Sequence[Finding] | None
+    remedies: Sequence[str] | None
     seed: int
     most: int
     loss_fn: Callable[..., Any] | None
@@ -43,6 +46,9 @@ def check(given: Given) -> None:
     norm = given.max_norm
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, (int, float)) or not norm > 0):
         raise ValueError(f"max_norm is {norm!r}; a number above 0, or None, is allowed")
+    for name in given.remedies or ():
+        if name not in REMEDIES:
+            raise ValueError(f"remedies has {name!r}{nearest(name, REMEDIES)}; {', '.join(REMEDIES)} are allowed")
     for one in given.findings or ():
         if not isinstance(one, Finding):
             raise TypeError(f"findings has a {type(one).__name__}; gradscope.diagnosis.Finding are allowed")

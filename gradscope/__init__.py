@@ -14,7 +14,7 @@ from gradscope._version import __version__ as __version__
 if TYPE_CHECKING:
     from gradscope import activations, diagnosis, init, testing, theory
     from gradscope.diagnosis import Finding, Findings, diagnose
-    from gradscope.experiments import SweepConfig, jacobian_spectrum, predict, probe, suggest, sweep
+    from gradscope.experiments import SweepConfig, jacobian_spectrum, predict, prescribe, probe, suggest, sweep
     from gradscope.hooks import GradScope, NonFinite, NonFiniteError
     from gradscope.recording import GradScopeWarning, Recording, RecordingError
 
@@ -34,6 +34,7 @@ __all__ = [
     "init",
     "jacobian_spectrum",
     "predict",
+    "prescribe",
     "probe",
     "suggest",
     "sweep",
@@ -54,6 +55,7 @@ _ROOMS = {
     "diagnose": "gradscope.diagnosis",
     "jacobian_spectrum": "gradscope.experiments",
     "predict": "gradscope.experiments",
+    "prescribe": "gradscope.experiments",
     "probe": "gradscope.experiments",
     "suggest": "gradscope.experiments",
     "sweep": "gradscope.experiments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradscope.diagnosis._condition import Condition
 from gradscope.diagnosis._diagnose import diagnose, rule_names
 from gradscope.diagnosis._finding import SEVERITIES, Direction, Finding, Severity
 from gradscope.diagnosis._findings import Findings
@@ -9,10 +10,12 @@ from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._live import Watch
 from gradscope.diagnosis._registry import RULES, Rule
 from gradscope.diagnosis._summary import Summary, summary
+from gradscope.diagnosis._trials import Trial, Trials
 
 __all__ = [
     "RULES",
     "SEVERITIES",
+    "Condition",
     "Direction",
     "Finding",
     "Findings",
@@ -20,6 +23,8 @@ __all__ = [
     "Rule",
     "Severity",
     "Summary",
+    "Trial",
+    "Trials",
     "Watch",
     "diagnose",
     "rule_names",

@@ -1,4 +1,4 @@
-"""Experiments: probe a model on one batch, predict it, take its Jacobian's spectrum, sweep plain networks.
+"""Experiments: probe a model on one batch, predict it, take its Jacobian's spectrum, sweep plain nets, try remedies.
 
 Lazy: the settings (`SweepConfig`, `SettingsError`) come without torch.
 """
@@ -9,11 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradscope.experiments._apply import apply
     from gradscope.experiments._config import SettingsError, SweepConfig
     from gradscope.experiments._jacobian import jacobian_spectrum
     from gradscope.experiments._jacobian_result import JacobianSpectrum
     from gradscope.experiments._networks import plain_network
     from gradscope.experiments._predict import predict
+    from gradscope.experiments._prescribe import prescribe
     from gradscope.experiments._probe import probe
     from gradscope.experiments._suggest import Candidate, Suggestion, suggest
     from gradscope.experiments._sweep import sweep
@@ -24,9 +26,11 @@ __all__ = [
     "SettingsError",
     "Suggestion",
     "SweepConfig",
+    "apply",
     "jacobian_spectrum",
     "plain_network",
     "predict",
+    "prescribe",
     "probe",
     "suggest",
     "sweep",
@@ -38,9 +42,11 @@ _FILES = {
     "SettingsError": "_config",
     "Suggestion": "_suggest",
     "SweepConfig": "_config",
+    "apply": "_apply",
     "jacobian_spectrum": "_jacobian",
     "plain_network": "_networks",
     "predict": "_predict",
+    "prescribe": "_prescribe",
     "probe": "_probe",
     "suggest": "_suggest",
     "sweep": "_sweep",

@@ -39,7 +39,9 @@ def sites(depth: int, kind: str = "ReLU", dtype: str = "float32") -> list[Site]:
         for signal in ("weight", "weight_grad", "update") if i % 2 == 0 else ():
             for param, size in (("weight", (WIDTH, WIDTH)), ("bias", (WIDTH,))):
                 of = {"param": param, "depth": i + 1, "shape": size, "dtype": dtype}
-                found.append(Site(signal, f"{i}.{param}", str(i), "Linear", **of, **(fans if param == "weight" else {})))  # type: ignore[arg-type]
+                found.append(
+                    Site(signal, f"{i}.{param}", str(i), "Linear", **of, **(fans if param == "weight" else {}))
+                )  # type: ignore[arg-type]
     return found
 
 
@@ -50,7 +52,12 @@ def sound(site: Site) -> dict[str, Any]:
         return {"std": 1.0, "zero": zero, "dead": 0.1, "alike": 0.9, "same": 0.8}
     if site.param == "bias":
         return {"std": {"weight": 0.0, "weight_grad": 0.01, "update": 1e-4}[site.signal]}
-    of = {"activation_grad": 1e-3, "weight": (2 / WIDTH) ** 0.5, "weight_grad": 0.01, "update": 1e-3 * (2 / WIDTH) ** 0.5}
+    of = {
+        "activation_grad": 1e-3,
+        "weight": (2 / WIDTH) ** 0.5,
+        "weight_grad": 0.01,
+        "update": 1e-3 * (2 / WIDTH) ** 0.5,
+    }
     return {"std": of[site.signal]}
 
 

@@ -6,18 +6,16 @@ are set in recordings of a plain network, or come from real small models where t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradscope import probe
-from gradscope.diagnosis import RULES, rule_names
+from gradscope.diagnosis import rule_names
 from gradscope.recording import Recording
 from tests.diagnosing import WIDTH, Place, faults, found, recorded, trained, two_blobs
 
@@ -56,7 +54,7 @@ def sloped(decades: float, signal: str, depth: int = 6, upwards: bool = False) -
 def streamed(decades: float, depth: int = 6) -> dict[Place, dict[str, Any]]:
     """Won at the pre-activations: from the first to the last hidden one."""
     last = 2 * depth - 4
-    return {("activation", str(i)): {"std": 10 ** (decades * min(i, last) / last)} for i in range(0, 2 * depth - 1)}
+    return {("activation", str(i)): {"std": 10 ** (decades * min(i, last) / last)} for i in range(2 * depth - 1)}
 
 
 def shrunk(decades: float) -> dict[Place, dict[str, Any]]:
@@ -105,9 +103,7 @@ def scaled(scale: float) -> Callable[[int], dict[str, float]]:
 def first_loss(value: float) -> Recording:
     """Four classes: 2 ln 4 + 1 = 3.77 is the limit of a first loss, where the logits are larger than 1."""
     graph = {"loss_graph": [{"node": "NllLossBackward0", "classes": 4}]}
-    return recorded(
-        {("activation", "10"): {"std": 1.5}}, notes=lambda s: {"loss": value / (s + 1)}, facts=graph
-    )
+    return recorded({("activation", "10"): {"std": 1.5}}, notes=lambda s: {"loss": value / (s + 1)}, facts=graph)
 
 
 def collapsing(spread: float, last: float | None = None) -> Recording:
@@ -178,7 +174,9 @@ CASES = [
         recorded,
         lambda: recorded({("activation", "<input>"): {"std": 9.5}}),
     ),
-    Case("output-pairing", lambda: ending(nn.Softmax(1)), lambda: ending(nn.Identity()), lambda: ending(nn.LogSoftmax(1))),
+    Case(
+        "output-pairing", lambda: ending(nn.Softmax(1)), lambda: ending(nn.Identity()), lambda: ending(nn.LogSoftmax(1))
+    ),
     Case("gradient-spike", lambda: recorded(notes=norms(10.5)), recorded, lambda: recorded(notes=norms(9.5))),
     Case("clipping-always", lambda: recorded(notes=clipped(0.09)), recorded, lambda: recorded(notes=clipped(0.11))),
     Case(
@@ -246,5 +244,3 @@ def test_a_rule_is_silent_within_its_limit(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_is_found_in_a_sound_run(case: Case) -> None:
     assert faults(case.sound()) == []
-
-

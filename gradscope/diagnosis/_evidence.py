@@ -6,10 +6,10 @@ comes after the first entry that is not finite: from there on every rule would o
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,26 @@ from gradscope.recording import SIGNALS, Recording, Signal, Site
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Answer = TypeVar("Answer")
 
-MOST_STEPS = 2_000
-"""Of a longer recording so many steps are looked at: all of the first and the last hundred, the rest evenly."""
+MOST_STEPS, EDGE = 2_000, 100
+"""Of a longer recording so many steps are looked at: all of the first and the last hundred, of those between them the
+hundred with the largest gradient norms, and the rest evenly."""
 
 START, END = 3, 5
 """How many steps are the start of a recording, and its end: a median over them is no single batch."""
+
+
+_TOGETHER: dict[Signal, tuple[str, ...]] = {
+    "activation": ("rms", "mean", "std"),
+    "activation_grad": ("rms", "count", "zero_fraction", "subnormal_fraction"),
+    "weight": ("rms", "mean", "std", "abs_max"),
+    "weight_grad": ("rms", "count", "zero_fraction", "subnormal_fraction"),
+    "update": ("rms", "zero_fraction"),
+}
+"""What the rules ask of each signal: read at once, for most of the time goes into reading and checking the rows."""
+
+_OF_UNITS = ("saturated_fraction", "dead_fraction", "silent_fraction", "unit_spread", "batch_spread")
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,15 @@ class Evidence:
         self.recording = recording
         self.limits = limits
         self.last = last
-        self._values = lru_cache(maxsize=None)(self._read)
+        self._read: dict[tuple[str, ...], Floats] = {}
+        self._sites: dict[Signal, tuple[Site, ...]] = {}
+        self._answers: dict[Callable[[Evidence], Any], Any] = {}
+
+    def once(self, question: Callable[[Evidence], Answer]) -> Answer:
+        """What a function of the evidence gives: several rules ask it, and it is worked out once."""
+        if question not in self._answers:
+            self._answers[question] = question(self)
+        return cast(Answer, self._answers[question])
 
     # Steps
 
@@ -70,9 +92,14 @@ class Evidence:
         return self.recording.facts
 
     @property
+    def of_a_run(self) -> bool:
+        """Whether it records the steps of a training run, and not one batch."""
+        return self.facts.get("source") not in ("probe", "theory", "validation")
+
+    @property
     def training(self) -> bool:
-        """Whether it records steps of an optimizer, and not one batch."""
-        return self.facts.get("source") not in ("probe", "theory", "validation") and self.has("update")
+        """Whether it records what an optimizer changed in these."""
+        return self.of_a_run and self.has("update")
 
     @cached_property
     def broken_at(self) -> int | None:
@@ -81,7 +108,7 @@ class Evidence:
             return None  # the recorder has looked at each step already
         bad = np.zeros(len(self.recording.steps), dtype=bool)
         for signal in SIGNALS:
-            if self.recording.sites_of(signal):
+            if self.sites(signal):
                 bad |= self.recording.nonfinite(signal)
         found = np.flatnonzero(bad & ~self.recording.skipped)
         return int(found[0]) if found.size else None
@@ -96,9 +123,12 @@ class Evidence:
         if self.last is not None:
             return found[-self.last :]
         if len(found) > MOST_STEPS:
-            middle = found[100:-100]
-            every = -(-len(middle) // (MOST_STEPS - 200))
-            found = np.concatenate([found[:100], middle[::every], found[-100:]])
+            middle = found[EDGE:-EDGE]
+            every = -(-len(middle) // (MOST_STEPS - 3 * EDGE))
+            norms = np.nan_to_num(self._noted("grad_norm")[middle], nan=-np.inf)
+            largest = middle[np.argpartition(norms, -EDGE)[-EDGE:]]  # no spike is passed over
+            chosen = [found[:EDGE], middle[::every], largest, found[-EDGE:]]
+            found = np.unique(np.concatenate(chosen))
         return found
 
     @property
@@ -119,12 +149,13 @@ class Evidence:
 
     def has(self, signal: Signal) -> bool:
         """Whether anything of it was recorded."""
-        return bool(self.recording.sites_of(signal))
+        return bool(self.sites(signal))
 
-    @cache  # noqa: B019  # an Evidence lives as long as one diagnosis
     def sites(self, signal: Signal) -> tuple[Site, ...]:
         """In order of execution."""
-        return self.recording.sites_of(signal)
+        if signal not in self._sites:
+            self._sites[signal] = self.recording.sites_of(signal)
+        return self._sites[signal]
 
     @cached_property
     def reached(self) -> frozenset[str]:
@@ -134,10 +165,11 @@ class Evidence:
 
     def values(self, signal: Signal, stat: str = "rms") -> Floats:
         """A statistic, `(steps that count, sites)`; NaN where nothing was recorded."""
-        return self._values(signal, stat)
-
-    def _read(self, signal: Signal, stat: str) -> Floats:
-        return self.recording.values(signal, stat, self.at)
+        if (signal, stat) not in self._read:
+            stats = _TOGETHER[signal] if stat in _TOGETHER[signal] else (stat,)
+            found = self.recording.values_of(signal, stats, self.at)
+            self._read |= {(signal, one): values for one, values in zip(stats, found, strict=True)}
+        return self._read[signal, stat]
 
     def level(self, signal: Signal, stat: str = "rms") -> Floats:
         """log10 of it; −inf where it is zero."""
@@ -146,9 +178,20 @@ class Evidence:
 
     def notes(self, name: str) -> Floats:
         """A note of each step that counts, `(steps,)`; NaN where there was none."""
-        if name not in self.recording.note_names:
-            return np.full(len(self.at), np.nan)
-        return np.asarray(self.recording.notes(name)[self.at], dtype=np.float64)
+        return self._noted(name)[self.at]
+
+    @cached_property
+    def _note_names(self) -> frozenset[str]:
+        return frozenset(self.recording.note_names)
+
+    def _noted(self, name: str) -> Floats:
+        """Of each recorded step."""
+        if ("note", name) not in self._read:
+            known = name in self._note_names
+            self._read["note", name] = (
+                self.recording.notes(name) if known else np.full(len(self.recording.steps), np.nan)
+            )
+        return self._read["note", name]
 
     @cached_property
     def loss(self) -> Floats:
@@ -184,13 +227,14 @@ class Evidence:
 
     def by_layer(self, signal: Signal, stat: str = "rms") -> Floats:
         """A statistic of a parameter's signal at each layer's weight, `(steps that count, layers)`."""
-        place = {site.name: i for i, site in enumerate(self.sites(signal))}
-        values = self.values(signal, stat)
-        out = np.full((len(self.at), len(self.layers)), np.nan)
-        for i, layer in enumerate(self.layers):
-            if layer.weight.name in place:
-                out[:, i] = values[:, place[layer.weight.name]]
-        return out
+        key = ("by layer", signal, stat)
+        if key not in self._read:
+            place = {site.name: i for i, site in enumerate(self.sites(signal))}
+            known = [i for i, layer in enumerate(self.layers) if layer.weight.name in place]
+            out = np.full((len(self.at), len(self.layers)), np.nan)
+            out[:, known] = self.values(signal, stat)[:, [place[self.layers[i].weight.name] for i in known]]
+            self._read[key] = out
+        return self._read[key]
 
     @cached_property
     def relative_gradient(self) -> Floats:
@@ -213,7 +257,11 @@ class Evidence:
         """A statistic of the units, `(steps that have them, activation sites)`."""
         if not self.unit_at.size:
             return np.full((0, len(self.sites("activation"))), np.nan)
-        return self.values("activation", stat)[self.unit_at]
+        key = ("unit", stat)
+        if key not in self._read:
+            found = self.recording.values_of("activation", _OF_UNITS, self.at[self.unit_at])
+            self._read |= {("unit", one): values for one, values in zip(_OF_UNITS, found, strict=True)}
+        return self._read[key]
 
 
 def _ratio(a: Floats, b: Floats) -> Floats:
@@ -221,8 +269,12 @@ def _ratio(a: Floats, b: Floats) -> Floats:
         return np.where(b > 0, a / b, np.nan)
 
 
-def median(values: Floats, axis: int = 0) -> Floats:
-    """The median of what is there; NaN, without a warning, where nothing is."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a slice without a number
-        return np.asarray(np.nanmedian(values, axis=axis), dtype=np.float64)
+def median(values: Floats) -> Floats:
+    """The median over the first axis of what is there; NaN where nothing is."""
+    if not len(values):
+        return np.full(values.shape[1:], np.nan)
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    known = np.asarray(np.sum(~np.isnan(values), axis=0))
+    low, high = (np.take_along_axis(ordered, np.maximum(i, 0)[None], 0)[0] for i in ((known - 1) // 2, known // 2))
+    with np.errstate(invalid="ignore"):  # of −∞ and ∞
+        return np.asarray(np.where(known > 0, low / 2 + high / 2, np.nan), dtype=np.float64)

@@ -7,8 +7,10 @@ does to them, before what is seen of all that in the signals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import SEVERITIES, Finding
@@ -58,11 +60,12 @@ SLACK = 3
 
 def folded(found: Sequence[Finding], evidence: Evidence) -> list[Finding]:
     """The findings that stand for themselves, with what follows from each."""
+    places = {s: int(np.searchsorted(evidence.recording.steps, s)) for one in found for s in one.steps[:1]}
     left = sorted(found, key=_order)
     roots: list[Finding] = []
     while left:
         root = left.pop(0)
-        inner = [one for one in left if _follows(one, root)]
+        inner = [one for one in left if _follows(one, root, places)]
         left = [one for one in left if one not in inner]
         roots.append(_with(root, inner))
     return roots
@@ -81,16 +84,21 @@ def _order(one: Finding) -> tuple[int, int, int, float]:
     return early if one.severity != "note" else 2, place, SEVERITIES.index(one.severity), -abs(one.value or 0.0)
 
 
-def _follows(one: Finding, root: Finding) -> bool:
+def _follows(one: Finding, root: Finding, places: Mapping[int, int]) -> bool:
     if root.severity == "note" and one.severity != "note":
         return False
     if one.rule == root.rule:
         return one.direction == root.direction and one.rule not in ("no-gradient",)
-    return one.rule in FOLLOWS.get(root.rule, ()) and _since(one) >= _since(root) - SLACK
+    return one.rule in FOLLOWS.get(root.rule, ()) and _place(one, places) >= _place(root, places) - SLACK
 
 
 def _since(one: Finding) -> int:
     return one.steps[0] if one.steps else 0
+
+
+def _place(one: Finding, places: Mapping[int, int]) -> int:
+    """Among the recorded steps: a step in ten may have been."""
+    return places[one.steps[0]] if one.steps else 0
 
 
 def _with(root: Finding, inner: Sequence[Finding]) -> Finding:

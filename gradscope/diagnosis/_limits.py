@@ -64,3 +64,5 @@ class Limits:
             value = getattr(self, one.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"limits: {one.name} is {value!r}; a positive number is allowed")
+        if not isinstance(self.hysteresis, int):
+            raise ValueError(f"limits: hysteresis is {self.hysteresis!r}; a number of steps is allowed")

@@ -8,11 +8,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._limits import Limits
 
 if TYPE_CHECKING:
     from gradscope.diagnosis._evidence import Evidence
 
 RuleFunction = Callable[["Evidence"], Iterator[Finding]]
+
+
+def no_step(limits: Limits) -> int:
+    """What a rule needs that is about the steps that do not count."""
+    return 0
+
+
+def one_step(limits: Limits) -> int:
+    """What most rules need."""
+    return 1
+
+
+def lasting(limits: Limits) -> int:
+    """As many as a state has to last."""
+    return limits.hysteresis
+
+
+def lasting_twice(limits: Limits) -> int:
+    """As many before it as of it."""
+    return 2 * limits.hysteresis
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,8 @@ class Rule:
         limit: how its limit is derived, in a sentence.
         reference: paper or thread.
         needs: signals without which it cannot say anything.
+        units: whether it needs unit moments, which some steps have.
+        fewest: of the limits, how many steps it needs.
     """
 
     name: str
@@ -32,6 +55,8 @@ class Rule:
     limit: str
     reference: str = ""
     needs: tuple[str, ...] = ()
+    units: bool = False
+    fewest: Callable[[Limits], int] = one_step
 
     @property
     def about(self) -> str:
@@ -44,12 +69,18 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(
-    name: str, *, limit: str, reference: str = "", needs: tuple[str, ...] = ()
+    name: str,
+    *,
+    limit: str,
+    reference: str = "",
+    needs: tuple[str, ...] = (),
+    units: bool = False,
+    fewest: Callable[[Limits], int] = one_step,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function of the evidence."""
 
     def register(function: RuleFunction) -> RuleFunction:
-        RULES[name] = Rule(name, function, limit, reference, needs)
+        RULES[name] = Rule(name, function, limit, reference, needs, units, fewest)
         return function
 
     return register

@@ -42,6 +42,10 @@ def starts(evidence: Evidence) -> tuple[Start, ...]:
     The signal's size is followed through layers in a row, from 1 at the first and anew behind each norm or residual
     sum: for tanh and its like, what a layer keeps depends on it.
     """
+    return evidence.once(_starts)
+
+
+def _starts(evidence: Evidence) -> tuple[Start, ...]:
     if not evidence.from_the_start or not evidence.has("weight"):
         return ()
     rms, largest = evidence.by_layer("weight")[0], evidence.by_layer("weight", "abs_max")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -35,10 +35,14 @@ def unit_moments(source: Source, at: int) -> tuple[tuple[Site, ...], UnitMoments
     return (), UnitMoments.empty()
 
 
-def unit_values(source: Source, function: Callable[[UnitMoments], Floats], chosen: Ints) -> Floats:
-    """A statistic of them at some steps, `(steps, sites)`; NaN where there are none."""
+def unit_values(
+    source: Source, functions: Mapping[str, Callable[[UnitMoments], Floats]], chosen: Ints
+) -> dict[str, Floats]:
+    """Statistics of them at some steps, each `(steps, sites)`; NaN where there are none."""
     column = source.columns("activation")
-    out = np.full((len(chosen), column.max(initial=-1) + 1), np.nan)
+    out = {stat: np.full((len(chosen), column.max(initial=-1) + 1), np.nan) for stat in functions}
     for at, ids, moments in source.units(chosen):
-        out[np.searchsorted(chosen, at), column[ids]] = function(moments)
+        row = np.searchsorted(chosen, at)
+        for stat, function in functions.items():
+            out[stat][row, column[ids]] = function(moments)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,20 +131,28 @@ class View:
             IndexError: there is no such step.
             RecordingError: the file is damaged, or has been since it was loaded.
         """
-        of_units = unit_function(signal, stat)
+        return self.values_of(signal, (stat,), steps)[0]
+
+    def values_of(self, signal: Signal, stats: Sequence[str], steps: ArrayLike | None = None) -> tuple[Floats, ...]:
+        """Several statistics, as `values` gives each: the moments are read and checked once for all of them.
+
+        Raises:
+            ValueError, IndexError, RecordingError: as `values`.
+        """
+        of_units = {stat: found for stat in stats if (found := unit_function(signal, stat)) is not None}
         recorded = self._source.contents.recorded  # what a thread appends from here on is left out
         column = self._source.columns(signal)
         every = np.arange(recorded)
         chosen, places = (every, every) if steps is None else np.unique(indices(steps, recorded), return_inverse=True)
-        if of_units is not None:
-            out = unit_values(self._source, of_units, chosen)
-            return out if steps is None else out[places]
-        function = get_statistic(stat).function
-        out = np.full((len(chosen), column.max(initial=-1) + 1), np.nan)
-        for at, ids, moments in self._source.moments(signal, chosen):
+        functions = {stat: get_statistic(stat).function for stat in stats if stat not in of_units}
+        out = {stat: np.full((len(chosen), column.max(initial=-1) + 1), np.nan) for stat in functions}
+        for at, ids, moments in self._source.moments(signal, chosen) if functions else ():
             rows = np.searchsorted(chosen, at)
-            out[rows[:, None], column[ids]] = function(moments).reshape(len(rows), len(ids))
-        return out if steps is None else out[places]
+            for stat, function in functions.items():
+                out[stat][rows[:, None], column[ids]] = function(moments).reshape(len(rows), len(ids))
+        if of_units:
+            out |= unit_values(self._source, of_units, chosen)
+        return tuple(out[stat] if steps is None else out[stat][places] for stat in stats)
 
     def moments(self, signal: Signal, step: int = -1) -> tuple[tuple[Site, ...], Moments]:
         """The raw moments of one step (an index into `steps`): the sites that have data, a row for each."""

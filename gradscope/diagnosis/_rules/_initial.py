@@ -54,7 +54,8 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
         total = sum(s.forward for s in hidden)
         if not single and abs(total) < evidence.limits.activation_decades:
             continue
-        found = single or [s for s in hidden if s.forward * total > 0]
+        largest = max(single, key=lambda s: abs(s.forward)).forward if single else total
+        found = [s for s in single or hidden if s.forward * largest > 0]  # what is too large does not excuse the small
         if not found or not _is_so(evidence, row, sum(s.forward for s in found)):
             continue
         worst = max(found, key=lambda s: abs(s.forward))

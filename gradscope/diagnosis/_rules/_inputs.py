@@ -46,9 +46,10 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
         if size is None and not (np.isfinite(offset) and offset > limit):
             continue
         if size is None:
-            size, since = offset, 0
+            size, since, unit = offset, 0, "mean over standard deviation"
             said = f"{site.name!r} has a mean {factor(offset)} times its standard deviation"
         else:
+            unit = "rms of the input"
             said = f"{site.name!r} has an rms of {size:.3g}"
         when = "" if since == 0 else f" since step {evidence.step(since)}"
         yield Finding(
@@ -65,7 +66,7 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             steps=() if since == 0 else (evidence.step(since),),
             frontier=site,
             value=size,
-            unit="rms of the input",
+            unit=unit,
             limit=limit if size > 1 else 1 / limit**2,
             limit_from="the scale for which the first weights are made is 1",
             expected=1.0,

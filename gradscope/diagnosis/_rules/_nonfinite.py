@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._registry import no_step, rule
 from gradscope.recording import Signal, Site
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
@@ -20,6 +20,7 @@ _ORDER: tuple[Signal, ...] = ("weight", "activation", "activation_grad", "weight
     "non-finite",
     limit="one entry that is NaN or infinite in a step that the optimizer did not skip",
     reference="IEEE 754",
+    fewest=no_step,
 )
 def non_finite(evidence: Evidence) -> Iterator[Finding]:
     """NaN or infinity; the layer that made the first one is named, not those that carried it on."""
@@ -52,6 +53,7 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
     limit="infinite entries of a type of reduced precision, where the largest finite one is within two powers of two "
     "of what it can hold",
     reference="Micikevicius et al. (2018)",
+    fewest=no_step,
 )
 def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
     """Values beyond what the dtype holds: float16 ends at 65,504."""

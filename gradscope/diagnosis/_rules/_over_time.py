@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._outside import changed_outside, inputs_rise
-from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._registry import lasting_twice, rule
 from gradscope.diagnosis._words import factor
 from gradscope.recording import Site
 
@@ -21,8 +21,8 @@ def gradient_norm(evidence: Evidence) -> Floats:
     noted = evidence.notes("grad_norm")
     if np.isfinite(noted).any() or not evidence.has("weight_grad"):
         return noted
-    size = evidence.values("weight_grad") ** 2 * evidence.values("weight_grad", "count")
-    return np.asarray(np.sqrt(np.nansum(size, axis=1)), dtype=np.float64)
+    size = evidence.values("weight_grad") * np.sqrt(evidence.values("weight_grad", "count"))
+    return np.asarray(np.hypot.reduce(np.nan_to_num(size, nan=0.0), axis=1), dtype=np.float64)
 
 
 @rule(
@@ -31,10 +31,11 @@ def gradient_norm(evidence: Evidence) -> Floats:
     "median absolute deviation of the logarithms); a quarter of a decade where the loss jumps likewise, and stays",
     reference="Chowdhery et al. (2022), section 5.1",
     needs=("weight_grad",),
+    fewest=lambda limits: _FEWEST + 1,
 )
 def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
     """The gradient of one step, or of some, is far above those before it."""
-    if not evidence.training or len(evidence.at) <= _FEWEST:
+    if not evidence.of_a_run or len(evidence.at) <= _FEWEST:
         return
     with np.errstate(divide="ignore", invalid="ignore"):
         level = np.log10(gradient_norm(evidence))
@@ -74,25 +75,25 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
 def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
     """Place → decades above the median before; a level that stays is a new one, and told once."""
     found: dict[int, float] = {}
-    for i in range(_FEWEST, len(level)):
-        if not np.isfinite(level[i]):
-            continue
-        before = np.array(
-            [v for j, v in enumerate(level[max(0, i - _WINDOW) : i], max(0, i - _WINDOW)) if j not in found]
-        )
-        before = before[np.isfinite(before)]
+    usual = np.isfinite(level)
+    for i in np.flatnonzero(usual).tolist():
+        window = slice(max(0, i - _WINDOW), i)
+        before = level[window][usual[window]]
         if len(before) < _FEWEST:
             continue
+        lately = float(level[i] - before[-2 * _FEWEST :].max())
+        if lately <= evidence.limits.spike_decades / 4:
+            continue
+        beyond = float(level[i] - before.max())
         centre = float(np.median(before))
         spread = 1.4826 * float(np.median(np.abs(before - centre)))
         above = float(level[i]) - centre
-        beyond = float(level[i]) - float(before.max())
-        lately = float(level[i]) - float(before[-2 * _FEWEST :].max())
         sure = above > evidence.limits.spike_sigmas * spread
         if (beyond > evidence.limits.spike_decades and sure) or (
             lately > evidence.limits.spike_decades / 4 and _loss_jumps(evidence.loss, i, evidence.limits.hysteresis)
         ):
             found[i] = above
+            usual[i] = False
     return found
 
 
@@ -119,7 +120,7 @@ def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
         return None, 0.0
     sites = evidence.sites("activation_grad")
     level = evidence.level("activation_grad")
-    rise = level[place] - median(level[max(0, place - _WINDOW) : place])
+    rise = _rise(level, place, max(0, place - _WINDOW))
     rise = np.where(np.isfinite(rise), rise, -np.inf)
     if not np.isfinite(rise).any():
         return None, 0.0
@@ -129,6 +130,12 @@ def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
         if rise[i] > best - 0.5:
             return sites[i], float(rise[i])
     return None, 0.0
+
+
+def _rise(level: Floats, place: int, since: int) -> Floats:
+    """How far each column is above its median over the steps before; NaN where both are zero, −∞ decades."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(level[place] - median(level[since:place]), dtype=np.float64)
 
 
 def _why(evidence: Evidence, place: int) -> tuple[str, str]:
@@ -164,6 +171,7 @@ def _why(evidence: Evidence, place: int) -> tuple[str, str]:
     "sets the step's size",
     reference="Pascanu et al. (2013)",
     needs=("weight_grad",),
+    fewest=lasting_twice,
 )
 def clipping_always(evidence: Evidence) -> Iterator[Finding]:
     """Gradients are clipped at nearly every step, and by much."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._registry import no_step, rule
 from gradscope.diagnosis._words import names
 
 _SMALLEST = {"float16": 5.96e-8, "bfloat16": 9.2e-41, "float32": 1.4e-45}
@@ -68,6 +68,7 @@ def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
     "loss-scale",
     limit="a fifth of the steps skipped after the first ten, or a scale that has fallen below 1",
     reference="torch.amp.GradScaler",
+    fewest=no_step,
 )
 def loss_scale(evidence: Evidence) -> Iterator[Finding]:
     """The gradient scaler skips steps all the time, or has no scale left."""

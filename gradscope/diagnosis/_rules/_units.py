@@ -20,6 +20,7 @@ from gradscope.recording import Site
     "a factor of two in mean square there, at every such layer",
     reference="Glorot & Bengio (2010), section 3",
     needs=("activation",),
+    units=True,
 )
 def saturated_units(evidence: Evidence) -> Iterator[Finding]:
     """Logistic, tanh and other bounded units lie where their slope is gone."""
@@ -73,6 +74,7 @@ def _why_saturated(evidence: Evidence, sites: Sequence[Site], when: int | None) 
     "deep sound network plus five standard deviations of it",
     reference="Lu et al. (2019), Dying ReLU and initialization",
     needs=("activation",),
+    units=True,
 )
 def dead_units(evidence: Evidence) -> Iterator[Finding]:
     """Units of ReLU and its like that are zero for every input seen."""
@@ -235,6 +237,7 @@ def _all_zero(evidence: Evidence) -> list[Site]:
     "do, at every layer beyond",
     reference="Schoenholz et al. (2017); Dong et al. (2021)",
     needs=("activation",),
+    units=True,
 )
 def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
     """A layer gives nearly the same output for every input."""

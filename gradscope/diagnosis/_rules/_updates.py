@@ -10,7 +10,7 @@ from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
 from gradscope.diagnosis._outside import changed_outside, inputs_rise
-from gradscope.diagnosis._registry import rule
+from gradscope.diagnosis._registry import lasting, rule
 from gradscope.diagnosis._words import factor, listed, names
 from gradscope.recording import Site
 
@@ -32,12 +32,10 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     kept, ratio = learning(evidence)
     if not kept:
         return
-    with np.errstate(invalid="ignore"):
-        typical = np.array([np.nan if np.isnan(row).all() else np.nanmedian(row) for row in ratio])
-        worst = np.array([np.nan if np.isnan(row).all() else np.nanmax(row) for row in ratio])
+    typical, worst = median(ratio.T), np.fmax.reduce(ratio, axis=1)
     limit = evidence.limits.update_total / max(len(kept), 2)
     large = np.flatnonzero((typical > limit) | (worst > 1.0))
-    lasting = len(large) >= min(evidence.limits.hysteresis, max(1, len(typical) // 2))
+    often = len(large) >= min(evidence.limits.hysteresis, max(1, len(typical) // 2))
     replaced = bool(np.nanmax(typical, initial=0.0) > 1.0)
     diverged = diverging(evidence)
     if diverged is not None:
@@ -46,12 +44,12 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
         if onset < len(worst) and (changed_outside(evidence, onset) or inputs_rise(evidence, onset) > 0.5):
             return  # the loss grew for another reason
         large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
-    elif not ((lasting or replaced) and not learns(evidence)) or shrinking(evidence):
+    elif not ((often or replaced) and not learns(evidence)) or shrinking(evidence):
         return
     if not large.size:
         return
     first = int(large[0])
-    value = float(np.nanmax(worst[large]))
+    value = float(worst[first])
     i = int(np.nanargmax(ratio[first]))
     site = evidence.layers[kept[i]].weight
     lr = evidence.notes("lr")[first]
@@ -88,6 +86,7 @@ def _sane(evidence: Evidence, lr: float, value: float, limit: float) -> str:
     "float32 keeps one digit of them",
     reference="float32's relative precision, 6·10⁻⁸",
     needs=("update", "weight"),
+    fewest=lasting,
 )
 def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that nothing is learned, in any layer."""
@@ -162,13 +161,14 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
 
 def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Iterator[Finding]:
     """Updates that were sound and are next to nothing from a step on, while the gradient stays as it was."""
-    with np.errstate(invalid="ignore"):
-        largest = np.nan_to_num(np.nanmax(ratio, axis=1), nan=0.0)
+    largest = np.fmax.reduce(ratio, axis=1)  # NaN at a step whose updates are not known
     moving = np.flatnonzero(largest >= evidence.limits.update_small)
     first = int(moving[-1]) + 1
-    resting = len(largest) - first
+    resting = int(np.isfinite(largest[first:]).sum())
     if resting < max(evidence.limits.hysteresis, len(largest) // 5):
         return
+    first += int(np.argmax(np.isfinite(largest[first:])))
+    slowest = float(np.nanmax(largest[first:]))
     gradient = evidence.relative_gradient[:, kept]
     with np.errstate(invalid="ignore", divide="ignore"):
         kept_up = float(np.nanmax(median(gradient[first:]) / median(gradient[:first]), initial=0.0))
@@ -178,14 +178,14 @@ def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Ite
     yield Finding(
         "update-too-small",
         "error",
-        f"From step {evidence.step(first)} on no weight changes by more than {largest[first:].max():.1e} of its size, "
+        f"From step {evidence.step(first)} on no weight changes by more than {slowest:.1e} of its size, "
         "though the gradient is as large as before. Nothing is learned since.",
         "look at the learning rate's schedule from that step on, and at what scales or masks the updates",
         direction="both",
         sites=names([evidence.layers[i].weight for i in kept]),
         steps=(evidence.step(first),),
         frontier=site,
-        value=float(largest[first:].max()),
+        value=slowest,
         unit="rms of the update over that of the weight",
         limit=evidence.limits.update_small,
         limit_from="a million steps to change a weight by its own size",
@@ -199,6 +199,7 @@ def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Ite
     limit="three decades between the relative updates of layers, or between one layer's and the median of the others",
     reference="Glorot & Bengio (2010); Bengio (2012)",
     needs=("update", "weight"),
+    fewest=lasting,
 )
 def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
     """Layers learn at wildly different speeds."""

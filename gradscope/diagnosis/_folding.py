@@ -43,8 +43,8 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "update-too-large": ("gradient-spike", "exploding-activation", "exploding-gradient", "vanishing-activation",
                          "vanishing-gradient", "saturated-units", "dead-units", "collapsed-batch", "uneven-learning",
                          "clipping-always", "output-pairing", *_BREAKS),
-    "gradient-spike": ("update-too-large", "exploding-activation", "dead-units", "saturated-units", "collapsed-batch",
-                       *_BREAKS),
+    "gradient-spike": ("update-too-large", "dead-units", "saturated-units", "collapsed-batch", "uneven-learning",
+                       "clipping-always", *_DEPTH, *_BREAKS),
     "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning"),
     "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
                        "no-gradient", "vanishing-activation"),
@@ -52,7 +52,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "default-init": ("uneven-learning", "init-mismatch"),
 }  # fmt: skip
 
-_MOVERS = ("input-scale", "update-too-large")
+_MOVERS = ("input-scale", "gradient-spike", "update-too-large")
 
 SLACK = 3
 """Recorded steps by which what follows may be seen before its cause: rules need a few to be sure."""
@@ -71,17 +71,23 @@ def folded(found: Sequence[Finding], evidence: Evidence) -> list[Finding]:
     return roots
 
 
-def _order(one: Finding) -> tuple[int, int, int, float]:
-    late = _since(one) > 0
+def _order(one: Finding) -> tuple[int, int, int, int, float]:
+    since = _since(one)
     place = list(FOLLOWS).index(one.rule) if one.rule in FOLLOWS else len(FOLLOWS)
     if one.rule == "collapsed-batch" and one.severity == "error":  # at once, at one layer: no matter of depth
         place = list(FOLLOWS).index("dead-units")
-    if one.rule == "dtype-overflow" and not late:
+    if one.rule == "dtype-overflow" and not since:
         place = 1
-    if late and one.rule in _MOVERS:  # what was sound before was changed by a step
-        place = 1
-    early = 0 if not late else 1
-    return early if one.severity != "note" else 2, place, SEVERITIES.index(one.severity), -abs(one.value or 0.0)
+    if since and one.rule in _MOVERS:  # what was sound before was changed by a step, or by a batch
+        place = -1
+    early = 0 if not since else 1
+    return (
+        early if one.severity != "note" else 2,
+        place,
+        since if place < 0 else 0,
+        _MOVERS.index(one.rule) if place < 0 else SEVERITIES.index(one.severity),
+        -abs(one.value or 0.0),
+    )
 
 
 def _follows(one: Finding, root: Finding, places: Mapping[int, int]) -> bool:

@@ -90,9 +90,10 @@ def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[F
             limit = min(limits.explosion_decades, limit + 0.05 * found.layers)
     else:
         limit = limits.activation_decades
-        if not lost and first_loss(evidence) is not None:  # the loss itself says that it has grown too much
-            limit /= 2
-    limit = max(limit, min(2 * limit, limits.sigmas * _spread(found)))  # lost is lost, by chance too
+    if signal == "activation" and not lost and first_loss(evidence) is not None:
+        limit /= 2  # the loss itself says that it has grown too much
+    else:
+        limit = max(limit, min(2 * limit, limits.sigmas * _spread(found)))  # what is lost by chance is lost too
     if min(found.layers, len(evidence.layers) or found.layers) < 3:  # what one layer does to a signal is no depth yet
         limit *= 2
     start, end = found.at_start, found.at_end

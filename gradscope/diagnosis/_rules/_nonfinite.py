@@ -179,4 +179,6 @@ def _remedy(site: Site) -> str:
         return f"look at what follows {site.module!r}: a root or norm at 0, 0·∞ behind where(), a logarithm of 0"
     if site.signal == "weight":
         return "look at the step before: an update made it"
+    if site.signal == "update":
+        return "the optimizer makes it: a larger eps, weights in float32 rather than float16, a lower learning rate"
     return "torch.autograd.set_detect_anomaly(True) names the operation"

@@ -46,7 +46,7 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
         large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
     elif not ((often or replaced) and not learns(evidence)) or shrinking(evidence):
         return
-    if not large.size:
+    if not large.size or inputs_rise(evidence, int(large[0])) > 0.5:
         return
     first = int(large[0])
     value = float(worst[first])

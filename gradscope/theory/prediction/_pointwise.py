@@ -36,6 +36,8 @@ def pointwise(flow: Flow, operation: Operation, *args: Any, **kwargs: Any) -> An
     constants = [one for one in args if isinstance(one, Constant)]
     if len(roots) > 1:
         return _two_roots(flow, operation, values, args, kwargs)
+    if not values:
+        raise NoRule("of whole numbers alone")
     dims = values[0].dims
     for one in values[1:]:
         dims = broadcast(dims, one.dims)

@@ -17,6 +17,7 @@ from gradscope.diagnosis import Finding, Findings, diagnose
 from gradscope.recording import SIGNALS, Moments, Recording, Signal, Site, StepRecord, UnitMoments
 
 WIDTH, BATCH = 64, 64
+HE = (2 / WIDTH) ** 0.5
 Place = tuple[str, str]
 Numbers = Mapping[str, Any]
 """`mean`, `std`, `zero` and `subnormal` (shares), `nans`, `infs`, `max`; of an activation also `dead`, `saturated`
@@ -113,6 +114,12 @@ def _units(site: Site, told: Numbers) -> tuple[float, ...]:
     saturated = round(told.get("saturated", 0.0) * count) if bounded else -1
     same = told["same"]
     return (count, WIDTH, BATCH, silent, silent, 1, saturated, np.nan, 1 - same, same, told["alike"])
+
+
+def shrunk(decades: float) -> dict[Place, dict[str, Any]]:
+    """The third layer's weights are too small by so many decades, and so is what follows."""
+    weak: dict[Place, dict[str, Any]] = {("weight", "4.weight"): {"std": HE * 10**-decades}}
+    return weak | {("activation", str(i)): {"std": 10**-decades} for i in range(4, 11)}
 
 
 def found(recording: Recording, rule: str | None = None) -> Findings:

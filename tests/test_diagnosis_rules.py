@@ -17,10 +17,9 @@ from torch import nn
 from gradscope import probe
 from gradscope.diagnosis import rule_names
 from gradscope.recording import Recording
-from tests.diagnosing import WIDTH, Place, faults, found, recorded, trained, two_blobs
+from tests.diagnosing import HE, WIDTH, Place, faults, found, recorded, shrunk, trained, two_blobs
 
 Make = Callable[[], Recording]
-HE = (2 / WIDTH) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ def streamed(decades: float, depth: int = 6) -> dict[Place, dict[str, Any]]:
     """Won at the pre-activations: from the first to the last hidden one."""
     last = 2 * depth - 4
     return {("activation", str(i)): {"std": 10 ** (decades * min(i, last) / last)} for i in range(2 * depth - 1)}
-
-
-def shrunk(decades: float) -> dict[Place, dict[str, Any]]:
-    """The third layer's weights are too small by so many decades, and so is what follows."""
-    weak: dict[Place, dict[str, Any]] = {("weight", "4.weight"): {"std": (2 / WIDTH) ** 0.5 * 10**-decades}}
-    return weak | {("activation", str(i)): {"std": 10**-decades} for i in range(4, 11)}
 
 
 def everywhere(signal: str, param: str, std: float, depth: int = 6) -> dict[Place, dict[str, Any]]:

@@ -269,6 +269,13 @@ def _ratio(a: Floats, b: Floats) -> Floats:
         return np.where(b > 0, a / b, np.nan)
 
 
+def lasting_since(bad: NDArray[np.bool_]) -> int:
+    """The place from which the earliest of some columns is bad to the end; each is at the end."""
+    sound = ~bad
+    last_sound = np.where(sound.any(axis=0), len(bad) - 1 - np.argmax(sound[::-1], axis=0), -1)
+    return int(last_sound.min()) + 1
+
+
 def median(values: Floats) -> Floats:
     """The median over the first axis of what is there; NaN where nothing is."""
     if not len(values):

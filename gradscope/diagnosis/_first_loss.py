@@ -14,6 +14,10 @@ from gradscope.recording import Site
 SURPRISE = 2.0
 """A first loss of classes may be so many times ln C, and one more: logits of size 1 add about a half."""
 
+_SAME_SIZE = frozenset(("Mean", "View", "Reshape", "Squeeze", "Unsqueeze", "Alias", "ToCopy", "Clone", "Div"))
+"""Between a loss and what is noted of it, these leave its size; a division, by the number of micro-steps, makes it
+smaller, and so never a surprise."""
+
 TARGETS = 100.0
 """Targets may be so many times the size of the first outputs: a step of Adam moves an output by about the rate."""
 
@@ -56,8 +60,8 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     if last is None or not loss.size or not evidence.from_the_start:
         return None
     size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
-    first = float(loss[0])
-    classes = _classes(evidence, last, kinds)
+    first, kind = float(loss[0]), _mean_loss(evidence, kinds)
+    classes = _classes(evidence, last) if kind.startswith("NllLoss") else None
     if classes is not None and classes > 1:
         expected = math.log(classes)
         return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
@@ -75,9 +79,16 @@ def _target(evidence: Evidence) -> float | None:
     return None
 
 
-def _classes(evidence: Evidence, last: Site, kinds: Sequence[str]) -> int | None:
-    if not any(kind.startswith("NllLoss") for kind in kinds[:3]):
-        return None
+def _mean_loss(evidence: Evidence, kinds: Sequence[str]) -> str:
+    """The operation that made the loss; empty where it was multiplied, added to, or summed up over the batch: its size
+    then tells nothing."""
+    for i, kind in enumerate(kinds):
+        if kind not in _SAME_SIZE:
+            return "" if evidence.facts["loss_graph"][i].get("reduction") == "sum" else kind
+    return ""
+
+
+def _classes(evidence: Evidence, last: Site) -> int | None:
     for node in evidence.facts.get("loss_graph") or []:
         if "classes" in node:
             return int(node["classes"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradscope.diagnosis._diagnose import judged
@@ -23,11 +23,26 @@ from gradscope.recording import Recording
 WINDOW = 100
 """Recorded steps that are looked at; what is older has no say in whether a state lasts."""
 
-_Episode = tuple[str, str | None]
+_Key = tuple[str, str | None]
 """Rule and direction."""
 
 _EACH, _APART = 3, 10
 _CLEARED_AFTER = 2
+
+
+@dataclass
+class _Episode:
+    """What is open.
+
+    Attributes:
+        latest: as it was found last.
+        told: whether the user was told when it began.
+        missed: looks since then that have not found it.
+    """
+
+    latest: Finding
+    told: bool = False
+    missed: int = 0
 
 
 class Watch:
@@ -41,7 +56,7 @@ class Watch:
     def __init__(self, on_finding: Callable[[Finding], Any], limits: Limits | None = None) -> None:
         self._on_finding = on_finding
         self._limits = Limits() if limits is None else limits
-        self._open: dict[_Episode, tuple[Finding, int]] = {}
+        self._open: dict[_Key, _Episode] = {}
         self._steps = 0
         self._next = 1
         self._norms: deque[float] = deque(maxlen=50)
@@ -56,20 +71,24 @@ class Watch:
     def look(self, recording: Recording, step: int) -> None:
         """Ask the rules now."""
         evidence = Evidence(recording, self._limits, WINDOW)
-        found: dict[_Episode, Finding] = {(one.rule, one.direction): one for one in judged(evidence, list(RULES))}
+        found: dict[_Key, Finding] = {}
+        for one in judged(evidence, list(RULES)):  # of several of one rule the worst, which comes first
+            found.setdefault((one.rule, one.direction), one)
         for key, one in found.items():
-            known = key in self._open
-            self._open[key] = (one, 0)
-            if not known and one.severity != "note":
+            known = self._open.setdefault(key, _Episode(one))
+            known.latest, known.missed = one, 0
+            if not known.told and one.severity != "note":
+                known.told = True
                 self._on_finding(one)
-        for gone in [key for key in self._open if key not in found]:
-            one, missed = self._open[gone]
-            if missed + 1 < _CLEARED_AFTER:
-                self._open[gone] = (one, missed + 1)
-                continue
-            del self._open[gone]
-            if one.severity != "note":
-                self._on_finding(replace(one, cleared=step))
+        for key in [key for key in self._open if key not in found]:
+            if RULES[key[0]].of_the_start and not evidence.from_the_start:
+                continue  # what it reads has left the window: that it is silent says nothing
+            gone = self._open[key]
+            gone.missed += 1
+            if gone.missed >= _CLEARED_AFTER:
+                del self._open[key]
+                if gone.told:
+                    self._on_finding(replace(gone.latest, cleared=step))
 
     def _is_unlike(self, notes: Mapping[str, Any]) -> bool:
         norm = notes.get("grad_norm")

@@ -48,6 +48,7 @@ class Rule:
         needs: signals without which it cannot say anything.
         units: whether it needs unit moments, which some steps have.
         fewest: of the limits, how many steps it needs.
+        of_the_start: whether it reads the first weights or the first loss.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Rule:
     needs: tuple[str, ...] = ()
     units: bool = False
     fewest: Callable[[Limits], int] = one_step
+    of_the_start: bool = False
 
     @property
     def about(self) -> str:
@@ -76,11 +78,12 @@ def rule(
     needs: tuple[str, ...] = (),
     units: bool = False,
     fewest: Callable[[Limits], int] = one_step,
+    of_the_start: bool = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function of the evidence."""
 
     def register(function: RuleFunction) -> RuleFunction:
-        RULES[name] = Rule(name, function, limit, reference, needs, units, fewest)
+        RULES[name] = Rule(name, function, limit, reference, needs, units, fewest, of_the_start)
         return function
 
     return register

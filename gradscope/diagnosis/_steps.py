@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._evidence import Evidence, lasting_since
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import last_site
 from gradscope.diagnosis._learning import shrinking
@@ -37,7 +37,7 @@ def over_steps(evidence: Evidence, *, lost: bool) -> Iterator[Finding]:
     if not lasting.any():
         return
     kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
-    since = int(np.argmax(beyond[:, lasting].any(axis=1)))
+    since = lasting_since(beyond[:, lasting])
     value = float(np.nanmax(sign * change[-1][lasting]))
     if not np.isfinite(value):
         value = limit

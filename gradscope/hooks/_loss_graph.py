@@ -20,6 +20,8 @@ _LEAF = "torch::autograd::AccumulateGrad"
 _WITH_TARGET = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy")
 _WEIGHT_AS = ("TBackward", "TransposeBackward", "ToCopyBackward")
 _CLASSES = ("NllLoss", "LogSoftmax", "Softmax")
+_SUM = 2
+"""Among torch's numbers of reductions: none, mean, sum."""
 
 Node = Any
 
@@ -88,21 +90,22 @@ def _is_parameter(node: Node) -> bool:
 
 
 def _told_by(node: Node) -> dict[str, Any]:
-    """What a loss's node tells of its target, and of the number of classes.
+    """What a loss's node tells of its target, of the number of classes, and whether it is a sum and no mean.
 
     Within the model nothing is asked: to unpack what was saved may run a checkpointed segment again.
     """
     name = node.name()
+    summed: dict[str, Any] = {"reduction": "sum"} if getattr(node, "_saved_reduction", None) == _SUM else {}
     try:
         if name.startswith(_WITH_TARGET):
             target = node._saved_target  # gone once the backward has run
             low, high = target.detach().aminmax()
-            return {"target_min": float(low), "target_max": float(high)}
+            return {"target_min": float(low), "target_max": float(high)} | summed
         if name.startswith(_CLASSES):
-            return {"classes": _classes(node)}
+            return {"classes": _classes(node)} | summed
     except (AttributeError, IndexError, RuntimeError, TypeError):
         pass
-    return {}
+    return summed
 
 
 def _classes(node: Node) -> int:

@@ -36,11 +36,12 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
     unused = [s for s in evidence.parameters if state[s.name] == "unused"]
     zero = [s for s in evidence.parameters if state[s.name] == "zero"]
     detached, never_called, elsewhere = [], [], []
-    ran = {s.module for s in evidence.sites("activation")}
+    ran = {s.module for signal in ("activation", "activation_grad") for s in evidence.sites(signal)}
+    known = bool(ran)
     observed = {s.module: s.depth for s in evidence.sites("activation_grad") if s.name in evidence.reached}
     deepest = max(observed.values(), default=0)
     for site in unused:
-        if site.module not in ran:
+        if known and site.module not in ran:
             never_called.append(site)
         elif _depth(evidence, site) < deepest and site.module not in observed:
             detached.append(site)
@@ -77,7 +78,9 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
             evidence,
             elsewhere,
             "warning",
-            f"{_modules(elsewhere)} ran, but what it returned does not reach the loss.",
+            f"{_modules(elsewhere)} ran, but what it returned does not reach the loss."
+            if known
+            else f"No gradient reaches {_modules(elsewhere)}: it does not run, or its output has no part in the loss.",
             "use its output in the loss, or take it out of the model",
             "unused",
             frontier=elsewhere[0],

@@ -19,6 +19,7 @@ from gradscope.diagnosis._words import count, factor, names
     "residual sum between them; a warning from three",
     reference="pytorch#15314; He et al. (2015), eq. 10",
     needs=("weight",),
+    of_the_start=True,
 )
 def default_init(evidence: Evidence) -> Iterator[Finding]:
     """torch's default weights, of variance 1/(3·fan_in), under a row of ReLUs or the like."""
@@ -45,6 +46,7 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
     "norm or residual sum between them",
     reference="Glorot & Bengio (2010), eq. 12; He et al. (2015), eq. 10",
     needs=("weight",),
+    of_the_start=True,
 )
 def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
     """First weights too large or too small for the layer's true fan and the activation behind it."""

@@ -65,6 +65,7 @@ _PASSED_THROUGH = frozenset(
     limit="two softmaxes or two logistics in a row; an output that cannot reach its targets; a loss of classes that "
     "begins beyond twice ln C plus 1",
     reference="torch.nn.CrossEntropyLoss, BCEWithLogitsLoss",
+    of_the_start=True,
 )
 def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     """What the model ends with does not go with the loss."""

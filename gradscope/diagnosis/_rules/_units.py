@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import START, Evidence, Floats, median
+from gradscope.diagnosis._evidence import START, Evidence, Floats, lasting_since, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import kinds_of
 from gradscope.diagnosis._registry import rule
@@ -84,8 +84,9 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
     relus = np.array([s.role == "activation" and _has_a_zero_side(s) for s in sites])
     widths = np.array([_width(s) for s in sites], dtype=np.float64)
     limit = np.maximum(evidence.limits.dead_share, 0.5 + evidence.limits.sigmas * np.sqrt(0.25 / widths))
+    limit = np.where(limit < 1.0, limit, 0.999)  # of few units half may be silent by chance: all of them are dead
     shares = _where_many_samples(evidence, evidence.unit("silent_fraction"))
-    found, when = _sick(evidence, shares, np.where(relus & (limit < 1.0), limit, 0.999), relus)
+    found, when = _sick(evidence, shares, limit, relus)
     if not found:
         return
     dead = [site for site, _ in found]
@@ -360,5 +361,5 @@ def _sick(
     found = [(sites[i], float(latest[i])) for i in np.flatnonzero(lasting)]
     if not found:
         return [], None
-    first = int(np.argmax(bad[:, lasting].any(axis=1)))
+    first = lasting_since(bad[:, lasting] | np.isnan(shares[:, lasting]))
     return found, None if first == 0 else int(evidence.steps[evidence.unit_at[first]])

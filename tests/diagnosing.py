@@ -55,9 +55,9 @@ def sound(site: Site) -> dict[str, Any]:
         return {"std": {"weight": 0.0, "weight_grad": 0.01, "update": 1e-4}[site.signal]}
     of = {
         "activation_grad": 1e-3,
-        "weight": (2 / WIDTH) ** 0.5,
+        "weight": HE,
         "weight_grad": 0.01,
-        "update": 1e-3 * (2 / WIDTH) ** 0.5,
+        "update": 1e-3 * HE,
     }
     return {"std": of[site.signal]}
 
@@ -114,6 +114,20 @@ def _units(site: Site, told: Numbers) -> tuple[float, ...]:
     saturated = round(told.get("saturated", 0.0) * count) if bounded else -1
     same = told["same"]
     return (count, WIDTH, BATCH, silent, silent, 1, saturated, np.nan, 1 - same, same, told["alike"])
+
+
+def sloped(decades: float, signal: str, depth: int = 6, upwards: bool = False) -> dict[Place, dict[str, Any]]:
+    """The signal changes by so many decades from the first site to the last (`upwards`: from the last to the first)."""
+    last = 2 * depth - 2 if signal == "activation_grad" else 2 * depth - 3
+    size = 1.0 if signal == "activation" else 1e-3
+    changes: dict[Place, dict[str, Any]] = {}
+    for i in range(2 * depth - 1):
+        way = (last - i) / last if upwards else i / last
+        changes[signal, str(i)] = {"std": size * 10 ** (decades * way)}
+        if i % 2 == 0 and signal == "activation_grad":
+            changes["weight_grad", f"{i}.weight"] = {"std": 0.01 * 10 ** (decades * way)}
+            changes["update", f"{i}.weight"] = {"std": 1e-3 * HE * 10 ** (decades * way)}
+    return changes
 
 
 def shrunk(decades: float) -> dict[Place, dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import nn
 from gradscope import probe
 from gradscope.diagnosis import rule_names
 from gradscope.recording import Recording
-from tests.diagnosing import HE, WIDTH, Place, faults, found, recorded, shrunk, trained, two_blobs
+from tests.diagnosing import HE, WIDTH, Place, faults, found, recorded, shrunk, sloped, trained, two_blobs
 
 Make = Callable[[], Recording]
 
@@ -34,20 +34,6 @@ class Case:
 
     def __str__(self) -> str:
         return self.rule
-
-
-def sloped(decades: float, signal: str, depth: int = 6, upwards: bool = False) -> dict[Place, dict[str, Any]]:
-    """The signal changes by so many decades from the first site to the last (`upwards`: from the last to the first)."""
-    last = 2 * depth - 2 if signal == "activation_grad" else 2 * depth - 3
-    size = 1.0 if signal == "activation" else 1e-3
-    changes: dict[Place, dict[str, Any]] = {}
-    for i in range(2 * depth - 1):
-        way = (last - i) / last if upwards else i / last
-        changes[signal, str(i)] = {"std": size * 10 ** (decades * way)}
-        if i % 2 == 0 and signal == "activation_grad":
-            changes["weight_grad", f"{i}.weight"] = {"std": 0.01 * 10 ** (decades * way)}
-            changes["update", f"{i}.weight"] = {"std": 1e-3 * HE * 10 ** (decades * way)}
-    return changes
 
 
 def streamed(decades: float, depth: int = 6) -> dict[Place, dict[str, Any]]:

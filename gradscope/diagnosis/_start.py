@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope import theory
+from gradscope import activations, theory
 from gradscope.diagnosis._evidence import Evidence, Layer
 
 _DEFAULT = 1.0 / 3.0
@@ -50,6 +50,7 @@ def _starts(evidence: Evidence) -> tuple[Start, ...]:
         return ()
     rms, largest = evidence.by_layer("weight")[0], evidence.by_layer("weight", "abs_max")[0]
     spread = evidence.by_layer("weight", "std")[0]
+    predicted = _activations(evidence) if evidence.facts.get("source") == "theory" else {}
     breaks = [s.depth for s in evidence.sites("activation") if s.role in ("norm", "block")]
     found: list[Start] = []
     log_q, before = 0.0, "identity"
@@ -64,10 +65,10 @@ def _starts(evidence: Evidence) -> tuple[Start, ...]:
         scale = fan_in * float(rms[i]) ** 2
         arriving = log_q + math.log10(_forward(before, _rounded(log_q)))
         log_q_next = arriving + math.log10(scale)
-        activation = site.activation_after or "identity"
+        activation = site.activation_after or predicted.get(site.depth + 1, "identity")
         kept = _forward(activation, _rounded(log_q_next))
         is_default = (
-            float(largest[i]) <= (1 + 1e-5) / math.sqrt(fan_in)
+            not float(largest[i]) > (1 + 1e-5) / math.sqrt(fan_in)  # a prediction has no extremes
             and abs(scale / _DEFAULT - 1) < _tolerance(int(np.prod(layer.weight.shape)))
             and float(spread[i]) > 0
         )
@@ -84,6 +85,12 @@ def _starts(evidence: Evidence) -> tuple[Start, ...]:
         )
         log_q, before = log_q_next, activation
     return tuple(found)
+
+
+def _activations(evidence: Evidence) -> dict[int, str]:
+    """Of a prediction, whose sites do not tell what follows them: the activation modules, by depth."""
+    modules = ((s.depth, activations.of_module(s.module_type)) for s in evidence.sites("activation"))
+    return {depth: activation.name for depth, activation in modules if activation is not None}
 
 
 def _rounded(log_q: float) -> float:

@@ -96,6 +96,8 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     if not kept or not np.isfinite(ratio).any():
         return
     largest = float(np.nanmax(ratio))
+    if largest == 0 and not evidence.facts.get("optimizers"):
+        return  # gradients are looked at, and nobody trains
     if (rounded := _rounded_away(evidence)) is not None:
         yield rounded
         return

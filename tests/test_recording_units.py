@@ -199,3 +199,16 @@ def test_of_ranks_the_lowest_one_s_are_taken(tmp_path: Path) -> None:
     merged = merge_recordings(paths, tmp_path / "merged")
     np.testing.assert_array_equal(merged.has_unit_moments, [True, False])
     assert_units(merged, 0, unit_moments(3).take([1, 2, 0]), ["0", "1", "2"])
+
+
+def test_several_statistics_or_notes_at_once_are_those_that_are_asked_for_one_by_one() -> None:
+    recording = written(None, steps=7, units=True)
+    stats = ("rms", "dead_fraction", "count", "batch_spread")
+    for steps in (None, [4, -1, 0], [], [2]):
+        for stat, several in zip(stats, recording.values_of("activation", stats, steps), strict=True):
+            np.testing.assert_array_equal(several, recording.values("activation", stat, steps))
+    names = ("loss", "ok", "phase", "missing")
+    for name, several in zip(names, recording.notes_of(names), strict=True):
+        np.testing.assert_array_equal(several, recording.notes(name))
+    np.testing.assert_array_equal(recording.notes_of(("loss",), [1, 3])[0], recording.notes("loss")[[1, 3]])
+    assert recording.notes_of(names, []).shape == (4, 0)

@@ -38,6 +38,7 @@ _TOGETHER: dict[Signal, tuple[str, ...]] = {
 }
 """What the rules ask of each signal: read at once, for most of the time goes into reading and checking the rows."""
 
+_NOTES = ("loss", "lr", "grad_norm", "grad_norm_clipped", "clip_coefficient")
 _OF_UNITS = ("saturated_fraction", "dead_fraction", "silent_fraction", "unit_spread", "batch_spread")
 
 
@@ -125,11 +126,17 @@ class Evidence:
         if len(found) > MOST_STEPS:
             middle = found[EDGE:-EDGE]
             every = -(-len(middle) // (MOST_STEPS - 3 * EDGE))
-            norms = np.nan_to_num(self._noted("grad_norm")[middle], nan=-np.inf)
+            norms = np.nan_to_num(self.recording.notes("grad_norm")[middle], nan=-np.inf)
             largest = middle[np.argpartition(norms, -EDGE)[-EDGE:]]  # no spike is passed over
             chosen = [found[:EDGE], middle[::every], largest, found[-EDGE:]]
             found = np.unique(np.concatenate(chosen))
         return found
+
+    @cached_property
+    def window(self) -> Ints:
+        """Indices of all recorded steps that are looked at, also of those that do not count."""
+        every = np.arange(len(self.recording.steps))
+        return every if self.last is None else every[-self.last :]
 
     @property
     def from_the_start(self) -> bool:
@@ -178,19 +185,10 @@ class Evidence:
 
     def notes(self, name: str) -> Floats:
         """A note of each step that counts, `(steps,)`; NaN where there was none."""
-        return self._noted(name)[self.at]
-
-    @cached_property
-    def _note_names(self) -> frozenset[str]:
-        return frozenset(self.recording.note_names)
-
-    def _noted(self, name: str) -> Floats:
-        """Of each recorded step."""
         if ("note", name) not in self._read:
-            known = name in self._note_names
-            self._read["note", name] = (
-                self.recording.notes(name) if known else np.full(len(self.recording.steps), np.nan)
-            )
+            names = _NOTES if name in _NOTES else (name,)
+            found = self.recording.notes_of(names, self.at)
+            self._read |= {("note", one): values for one, values in zip(names, found, strict=True)}
         return self._read["note", name]
 
     @cached_property

@@ -66,7 +66,7 @@ class RankFile:
         if at is None:
             return None
         with explained(self.path):
-            return next(_reading.notes(self._connection, self.contents, at, at + 1))
+            return next(_reading.notes(self._connection, self.contents, np.array([at])))
 
     def skipped(self, step: int) -> bool:
         """Whether the optimizer skipped the step."""

@@ -54,9 +54,9 @@ class Batch(NamedTuple):
     moments: LazyMoments
 
 
-def notes(connection: sqlite3.Connection, contents: Contents, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """The notes of the steps from index `start` to before `stop`."""
-    for n, _, value in _rows(connection, contents, "steps", np.arange(start, stop)):
+def notes(connection: sqlite3.Connection, contents: Contents, steps: Ints) -> Iterator[dict[str, Any]]:
+    """The notes of steps, given by their indices in growing order."""
+    for n, _, value in _rows(connection, contents, "steps", steps):
         try:
             row = dict(loads(value))
         except NONSENSE as e:

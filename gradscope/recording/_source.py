@@ -107,15 +107,16 @@ class Source:
             return int(having[-1]) if having.size else steps - 1
         return step % steps
 
-    def notes(self) -> Iterator[dict[str, Any]]:
-        """The notes of every step."""
+    def notes(self, steps: Ints | None = None) -> Iterator[dict[str, Any]]:
+        """The notes of steps, given by their indices in growing order; None is every step."""
+        chosen = np.arange(self.contents.recorded) if steps is None else steps
         with self.connection() as connection:
-            yield from _reading.notes(connection, self.contents, 0, self.contents.recorded)
+            yield from _reading.notes(connection, self.contents, chosen)
 
     def notes_at(self, at: int) -> dict[str, Any]:
         """The notes of one step."""
         with self.connection() as connection:
-            return next(_reading.notes(connection, self.contents, at, at + 1))
+            return next(_reading.notes(connection, self.contents, np.array([at])))
 
     def moments(self, signal: str, steps: Ints, most: int = _reading.MOST_ROWS) -> Iterator[_reading.Batch]:
         """The moments of a signal in those of some steps that have some; their indices grow."""

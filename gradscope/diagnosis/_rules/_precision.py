@@ -72,15 +72,15 @@ def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
 )
 def loss_scale(evidence: Evidence) -> Iterator[Finding]:
     """The gradient scaler skips steps all the time, or has no scale left."""
-    recording = evidence.recording
-    skipped = recording.skipped
-    if "loss_scale" not in recording.note_names or not len(skipped):
-        return
-    scale = np.asarray(recording.notes("loss_scale"), dtype=np.float64)
+    recording, window = evidence.recording, evidence.window
+    skipped = recording.skipped[window]
+    scale = recording.notes_of(("loss_scale",), window)[0]
     known = scale[np.isfinite(scale)]
+    if not known.size:
+        return
     late = skipped[10:] if len(skipped) > 20 else skipped
     share = float(late.mean()) if len(late) else 0.0
-    lowest = float(known[-1]) if known.size else np.nan
+    lowest = float(known[-1])
     few = len(skipped) < 2 * evidence.limits.hysteresis
     if few or not (share > 0.2 or lowest < 1.0):
         return
@@ -93,7 +93,7 @@ def loss_scale(evidence: Evidence) -> Iterator[Finding]:
         "scaler",
         "torch.amp.GradScaler",
         direction="backward",
-        steps=tuple(int(s) for s in recording.steps[skipped][:8]),
+        steps=tuple(int(s) for s in recording.steps[window][skipped][:8]),
         value=share,
         unit="share of steps skipped",
         limit=0.2,

@@ -257,8 +257,9 @@ class Evidence:
             return np.full((0, len(self.sites("activation"))), np.nan)
         key = ("unit", stat)
         if key not in self._read:
-            found = self.recording.values_of("activation", _OF_UNITS, self.at[self.unit_at])
-            self._read |= {("unit", one): values for one, values in zip(_OF_UNITS, found, strict=True)}
+            stats = _OF_UNITS if stat in _OF_UNITS else (stat,)
+            found = self.recording.values_of("activation", stats, self.at[self.unit_at])
+            self._read |= {("unit", one): values for one, values in zip(stats, found, strict=True)}
         return self._read[key]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence, median
+from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.recording import Site
 
 _ROUNDING = 1e-3
@@ -36,5 +36,11 @@ def inputs_rise(evidence: Evidence, place: int) -> float:
     if not inputs or place <= 0:
         return 0.0
     level = evidence.level("activation")[:, inputs]
-    rise = level[place] - median(level[:place])
+    rise = risen(level, place)
     return float(np.max(rise[np.isfinite(rise)], initial=0.0))
+
+
+def risen(level: Floats, place: int, since: int = 0) -> Floats:
+    """How far each column is above its median over the places before; NaN where both are −∞, logarithms of zero."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(level[place] - median(level[since:place]), dtype=np.float64)

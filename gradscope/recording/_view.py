@@ -110,7 +110,7 @@ class View:
 
     def notes(self, name: str) -> Floats:
         """One note of every step, `(steps,)`: a truth value as 0 or 1, NaN where missing or a text."""
-        return self.notes_of((name,))[0]
+        return np.asarray(self.notes_of((name,))[0])
 
     def notes_of(self, names: Sequence[str], steps: ArrayLike | None = None) -> Floats:
         """Several notes as `notes` gives each, `(names, steps)`, read once; `steps` are indices in growing order."""
@@ -119,7 +119,7 @@ class View:
             [float(v) if isinstance(v := notes.get(name), (int, float)) else np.nan for name in names]
             for notes in self._source.notes(chosen)
         ]
-        return np.array(rows, dtype=np.float64).reshape(-1, len(names)).T.copy()
+        return np.ascontiguousarray(np.array(rows, dtype=np.float64).reshape(-1, len(names)).T)
 
     def notes_at(self, step: int = -1) -> dict[str, Any]:
         """All notes of one step, texts included (`step` is an index into `steps`)."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._outside import changed_outside, inputs_rise
+from gradscope.diagnosis._outside import changed_outside, inputs_rise, risen
 from gradscope.diagnosis._registry import lasting_twice, rule
 from gradscope.diagnosis._words import factor
 from gradscope.recording import Site
@@ -120,7 +120,7 @@ def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
         return None, 0.0
     sites = evidence.sites("activation_grad")
     level = evidence.level("activation_grad")
-    rise = _rise(level, place, max(0, place - _WINDOW))
+    rise = risen(level, place, max(0, place - _WINDOW))
     rise = np.where(np.isfinite(rise), rise, -np.inf)
     if not np.isfinite(rise).any():
         return None, 0.0
@@ -130,12 +130,6 @@ def _who(evidence: Evidence, place: int) -> tuple[Site | None, float]:
         if rise[i] > best - 0.5:
             return sites[i], float(rise[i])
     return None, 0.0
-
-
-def _rise(level: Floats, place: int, since: int) -> Floats:
-    """How far each column is above its median over the steps before; NaN where both are zero, −∞ decades."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(level[place] - median(level[since:place]), dtype=np.float64)
 
 
 def _why(evidence: Evidence, place: int) -> tuple[str, str]:

@@ -26,7 +26,7 @@ WINDOW = 100
 _Key = tuple[str, str | None]
 """Rule and direction."""
 
-_EACH, _APART = 3, 10
+_EACH, _APART = 3, 25
 _CLEARED_AFTER = 2
 
 

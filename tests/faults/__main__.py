@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -34,13 +35,13 @@ def line(program: Program, seed: int) -> str:
     return f"{mark}{program.name:34} {program.fault or 'healthy':20} {took:5.2f} {scoped:5.2f} s  {shown}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+def main(programs: Mapping[str, Program] = PROGRAMS) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="globs")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for program in PROGRAMS.values():
+    for program in programs.values():
         if not given.names or any(fnmatch.fnmatch(program.name, glob) for glob in given.names):
             try:
                 print(line(program, given.seed), flush=True)

@@ -186,7 +186,9 @@ def test_the_graph_under_the_loss_down_to_the_model_s_output(
     assert told.items() <= graph[0].items()
     boundary = next(row for row in graph if row.get("inside"))
     expected_row = {"node": f"{first_inside[0]}Backward0", "site": first_inside[1], "inside": True, "output": True}
-    assert boundary == expected_row
+    assert {key: value for key, value in boundary.items() if key != "under"} == expected_row
+    assert "under" not in graph[0]
+    assert all(0 <= row["under"] < place for place, row in enumerate(graph) if place)
     assert [row for row in graph if row.get("output")] == [boundary]
     assert boundary["site"] in {site.name for site in recording.sites_of("activation")}
     assert len(nodes(graph, inside=True)) <= 8
@@ -211,7 +213,7 @@ def test_a_loss_that_training_notes_tells_it_before_and_after_its_backward(when:
                 first = scope.recording.facts["loss_graph"]
     assert nodes(first) == ["NllLoss", "LogSoftmax"]
     assert first[0]["classes"] == 3  # the shape stays, whatever the backward has freed
-    assert first[2] == {"node": "AddmmBackward0", "site": "2", "inside": True, "output": True}
+    assert first[2] == {"node": "AddmmBackward0", "site": "2", "inside": True, "output": True, "under": 1}
     assert scope.recording.facts["loss_graph"] == first  # of the first, once
     assert len(scope.recording.steps) == 2
 

@@ -50,7 +50,8 @@ def judged(evidence: Evidence, chosen: Sequence[str]) -> Findings:
     """What the chosen rules find in the evidence, folded."""
     found, unknown = [], {}
     for name in chosen:
-        lacking = [s for s in SIGNALS if s in RULES[name].needs and not evidence.has(s)]
+        asked = evidence.facts.get("signals") or ()  # a signal that was, and has no site, says something by that
+        lacking = [s for s in SIGNALS if s in RULES[name].needs and not evidence.has(s) and s not in asked]
         if lacking:
             unknown[name] = f"{', '.join(lacking)} was not recorded"
             continue

@@ -60,9 +60,10 @@ class LossGraph:
 def _nodes(first: Node) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     inside_so_far = 0
-    todo, seen = deque([(first, False)]), {first}
+    todo: deque[tuple[Node, bool, int | None]] = deque([(first, False, None)])
+    seen = {first}
     while todo and len(found) < MOST_NODES:
-        node, below = todo.popleft()
+        node, below, under = todo.popleft()
         site = node.metadata.get(_SITE)
         inside = below or site is not None or _ROOT in node.metadata
         inside_so_far += inside
@@ -71,13 +72,15 @@ def _nodes(first: Node) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"node": node.name()}
         if site is not None:
             row["site"] = site
+        if under is not None:
+            row["under"] = under  # its place in this list: a loss of several terms has a branch for each
         if inside and not below:
             row["output"] = True  # of the model: the loss takes it
         found.append(row | ({"inside": True} if inside else _told_by(node)))
         for source, _ in node.next_functions:
             if source is not None and source not in seen and not _is_parameter(source):
                 seen.add(source)
-                todo.append((source, inside))
+                todo.append((source, inside, len(found) - 1))
     return found
 
 

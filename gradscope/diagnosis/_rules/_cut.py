@@ -39,11 +39,11 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
     ran = {s.module for signal in ("activation", "activation_grad") for s in evidence.sites(signal)}
     known = bool(ran)
     observed = {s.module: s.depth for s in evidence.sites("activation_grad") if s.name in evidence.reached}
-    deepest = max(observed.values(), default=0)
+    nearest = min(observed.values(), default=0)
     for site in unused:
         if known and site.module not in ran:
             never_called.append(site)
-        elif _depth(evidence, site) < deepest and site.module not in observed:
+        elif _depth(evidence, site) < nearest:  # no gradient comes to any layer before the cut
             detached.append(site)
         else:
             elsewhere.append(site)
@@ -77,8 +77,8 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
         yield _found(
             evidence,
             elsewhere,
-            "warning",
-            f"{_modules(elsewhere)} ran, but what it returned does not reach the loss."
+            "warning" if any(len(s.shape) >= 2 for s in elsewhere) else "note",  # a bias alone may have no part in it
+            f"{_modules(elsewhere)} ran, but what it returned does not reach the loss, or only detached."
             if known
             else f"No gradient reaches {_modules(elsewhere)}: it does not run, or its output has no part in the loss.",
             "use its output in the loss, or take it out of the model",
@@ -208,16 +208,25 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
     random = {s.layer.weight.name for s in starts(evidence) if s.is_default}
     by_mistake = [s for s in frozen if s.name in random and not _has_adapter(s, trained)]
     if by_mistake:
+        # A target or a teacher runs without gradient, and random features stand before all that is trained; but a layer
+        # that passes a gradient on to trained layers below it was hardly meant to stay random.
+        lowest = min(_depth(evidence, s) for s in trained)
+        amid = [s for s in by_mistake if s.module in _modules_reached(evidence) and _depth(evidence, s) > lowest]
+        told = amid or by_mistake
         yield _found(
             evidence,
-            by_mistake,
-            "warning",
-            f"{listed(names(by_mistake))} {'is' if len(by_mistake) == 1 else 'are'} frozen while still as torch draws "
-            "it at random: it was not frozen for what it has learned.",
-            f"model.get_parameter({by_mistake[0].name!r}).requires_grad_(True), or load the weights it should have",
+            told,
+            "warning" if amid or all(len(s.shape) < 2 for s in trained) else "note",
+            f"{listed(names(told))} {'is' if len(told) == 1 else 'are'} frozen while still as torch draws it at "
+            "random: it was not frozen for what it has learned.",
+            f"model.get_parameter({told[0].name!r}).requires_grad_(True), or load the weights it should have",
             "frozen",
-            frontier=by_mistake[0],
+            frontier=told[0],
         )
+
+
+def _modules_reached(evidence: Evidence) -> set[str]:
+    return {s.module for s in evidence.sites("activation_grad") if s.name in evidence.reached}
 
 
 def _has_adapter(site: Site, trained: list[Site]) -> bool:

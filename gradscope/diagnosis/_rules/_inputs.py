@@ -24,6 +24,7 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
     """Inputs that are not normalized: raw pixels, a year, an offset."""
     if not len(evidence.at):
         return
+    yield from _nothing(evidence)
     sites = evidence.sites("activation")
     rms = evidence.values("activation")
     mean, std = evidence.values("activation", "mean"), evidence.values("activation", "std")
@@ -71,6 +72,27 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
             limit_from="the scale for which the first weights are made is 1",
             expected=1.0,
         )
+
+
+def _nothing(evidence: Evidence) -> Iterator[Finding]:
+    """An input that is zero in every step."""
+    rms = evidence.values("activation")
+    for i, site in enumerate(evidence.sites("activation")):
+        if site.role == "input" and len(site.shape) >= 2 and len(rms) and (rms[:, i] == 0).all():
+            yield Finding(
+                "input-scale",
+                "error",
+                f"{site.name!r} is zero, every entry of it, in each of {len(rms)} recorded steps.",
+                "look at how the batch is made: a division of integers, a mask, data that were never filled in",
+                direction="forward",
+                sites=(site.name,),
+                frontier=site,
+                value=0.0,
+                unit="rms of the input",
+                limit=0.0,
+                limit_from="nothing can be learned from nothing",
+                expected=1.0,
+            )
 
 
 def _is_first(sites: tuple[Site, ...], site: Site) -> bool:

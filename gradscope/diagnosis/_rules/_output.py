@@ -72,7 +72,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
     kinds = kinds_of(evidence)
     last = last_site(evidence)
-    found = _twice(kinds) or _bounded(nodes, kinds)
+    found = _twice(nodes, kinds) or _bounded(nodes, kinds)
     if found is not None:
         said, remedy, value = found
         last = _offending(evidence, nodes, kinds) or last
@@ -95,10 +95,10 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     yield from _surprise(first_loss(evidence))
 
 
-def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
+def _twice(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
     """Softmax before cross-entropy, logistic before its own."""
     for i, kind in enumerate(kinds):
-        behind = _next(kinds, i + 1)
+        behind = _behind(nodes, kinds, i)
         if kind == "LogSoftmax" and behind in ("Softmax", "LogSoftmax", "SafeSoftmax"):
             what = "softmax" if "Log" not in behind else "log-softmax"
             if what == "log-softmax":  # idempotent: no harm
@@ -110,7 +110,7 @@ def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
                 "torch.nn.NLLLoss",
                 2.0,
             )
-        if kind == "LogSoftmax" and behind in ("Sigmoid", "Tanh"):
+        if kind == "LogSoftmax" and behind in ("Sigmoid", "Tanh", "Hardtanh", "Clamp"):
             return (
                 f"The model ends with a {behind.lower()}, and cross-entropy takes a softmax of it: the outputs are "
                 "bounded, so that no class can become much likelier than the others.",
@@ -131,7 +131,7 @@ def _twice(kinds: Sequence[str]) -> tuple[str, str, float] | None:
                 f"remove the {behind.lower()} from the model, or use torch.nn.BCELoss behind a sigmoid",
                 2.0,
             )
-        if kind == "MseLoss" and behind == "Softmax":
+        if kind == "MseLoss" and behind == "Softmax" and not _is_one_term(nodes, kinds, i):
             return (
                 "The model ends with a softmax, and the loss is the squared error of its probabilities: where the "
                 "softmax is sure, and wrong, its slope is gone, and the gradient with it.",
@@ -153,7 +153,7 @@ def _bounded(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str
     for i, kind in enumerate(kinds):
         if kind not in _REGRESSION:
             continue
-        behind = _next(kinds, i + 1)
+        behind = _behind(nodes, kinds, i)
         low, high = _BOUNDS.get(behind or "", (-math.inf, math.inf))
         least, most = nodes[i].get("target_min"), nodes[i].get("target_max")
         if least is None or most is None or behind is None:
@@ -178,11 +178,25 @@ def _offending(evidence: Evidence, nodes: Sequence[dict[str, Any]], kinds: Seque
     return None
 
 
-def _next(kinds: Sequence[str], start: int) -> str | None:
-    for kind in kinds[start:]:
-        if kind not in _PASSED_THROUGH:
-            return kind
-    return None
+def _is_one_term(nodes: Sequence[dict[str, Any]], kinds: Sequence[str], place: int) -> bool:
+    """Whether a loss is added to others: then it may be there to keep something near, and not to teach the classes."""
+    above = nodes[place].get("under")
+    while above is not None:
+        if kinds[above] in ("Add", "Sub"):
+            return True
+        above = nodes[above].get("under")
+    return False
+
+
+def _behind(nodes: Sequence[dict[str, Any]], kinds: Sequence[str], place: int) -> str | None:
+    """What an operation was computed from, through what changes no bound; None where that is more than one thing."""
+    while True:
+        below = [i for i, node in enumerate(nodes) if node.get("under", i - 1) == place and i > place]
+        if len(below) != 1 and (len(below) != 2 or kinds[place] in ("Mul", "Add", "Sub", "Div")):
+            return None
+        place = below[0]
+        if kinds[place] not in _PASSED_THROUGH:
+            return kinds[place]
 
 
 def _surprise(found: FirstLoss | None) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._learning import learns
 from gradscope.diagnosis._registry import no_step, rule
 from gradscope.diagnosis._words import names
 
@@ -45,7 +46,7 @@ def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
         share = float(np.nanmax((zero + subnormal)[lost]))
         yield Finding(
             "dtype-underflow",
-            "error" if share > 0.9 else "warning",
+            "error" if share > 0.9 else "note" if _trains(evidence) else "warning",
             f"Up to {share:.0%} of the entries of the gradient are zero or subnormal in {first.dtype}, first at "
             f"{first.name!r} on the way back. They are below what the type holds.",
             "scale the loss: torch.amp.GradScaler; or use bfloat16, which has float32's range"
@@ -62,6 +63,11 @@ def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
             expected=0.0,
         )
         return
+
+
+def _trains(evidence: Evidence) -> bool:
+    """Whether the loss is known, and falls: what is lost is then no more than it can spare."""
+    return evidence.training and int(np.isfinite(evidence.loss).sum()) >= 4 and learns(evidence)
 
 
 @rule(

@@ -102,7 +102,8 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
         yield rounded
         return
     if largest >= evidence.limits.update_small:
-        yield from _came_to_rest(evidence, kept, ratio)
+        resting = list(_came_to_rest(evidence, kept, ratio))
+        yield from resting or _hardly_moved(evidence, kept, ratio)
         return
     lr = evidence.notes("lr")
     rate = float(np.nanmax(lr)) if np.isfinite(lr).any() else np.nan
@@ -158,6 +159,35 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
         limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
         expected=0.0,
         causes=(f"weights in {sites[0].dtype}",),
+    )
+
+
+def _hardly_moved(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Iterator[Finding]:
+    """A run whose steps together cannot have changed any weight by a thousandth, and whose loss has not fallen."""
+    steps = int(evidence.steps[-1] - evidence.steps[0]) + 1
+    if not 4 * evidence.limits.hysteresis <= steps or learns(evidence):
+        return
+    with np.errstate(invalid="ignore"):
+        moved = np.nanmean(np.where(np.isfinite(ratio), ratio, np.nan), axis=0) * steps
+    most = float(np.nanmax(moved))
+    if not most < evidence.limits.update_small * 1000:
+        return
+    site = evidence.layers[kept[int(np.nanargmax(moved))]].weight
+    yield Finding(
+        "update-too-small",
+        "warning",
+        f"All {steps} steps together cannot have changed any weight by more than {most:.1e} of its size (that of "
+        f"{site.name!r}), and the loss has not fallen.",
+        "raise the learning rate, end the warm-up, or clip less: one of them holds the steps down",
+        direction="both",
+        sites=names([evidence.layers[i].weight for i in kept]),
+        frontier=site,
+        value=most,
+        unit="relative updates, summed over the run",
+        limit=evidence.limits.update_small * 1000,
+        limit_from="a thousandth of a weight is the change at which a function of a few layers begins to show one",
+        expected=1.0,
+        causes=("the steps are small from the first to the last",),
     )
 
 

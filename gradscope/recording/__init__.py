@@ -20,8 +20,8 @@ from gradscope.recording._recording import Recording
 from gradscope.recording._sampling import Sampling
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._statistics import STATISTICS, Statistic
-from gradscope.recording._survival import LayersAlive
 from gradscope.recording._structure import Change
+from gradscope.recording._survival import LayersAlive
 from gradscope.recording._sweep_result import Expected, SweepCell, SweepResult
 from gradscope.recording._table import step_table
 from gradscope.recording._unit_moments import UnitMoments
@@ -42,8 +42,8 @@ __all__ = [
     "GradScopeWarning",
     "LayersAlive",
     "Moments",
-    "PrecisionShare",
     "Place",
+    "PrecisionShare",
     "Profile",
     "Recording",
     "RecordingError",

@@ -6,8 +6,8 @@ gradient of 0 that float arithmetic makes 1e-9, and another machine another 1e-9
     r < 16·ε·n·g
 
 where n gradients of rms g were summed up for each of its entries, and ε is the spacing of the dtype at 1. An optimizer
-that divides by the gradient's size makes a full update of it, which is noise too. A tensor with a NaN or an infinity has
-no size at all.
+that divides by the gradient's size makes a full update of it, which is noise too. A tensor with a NaN or an infinity
+has no size at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`compare`: two runs of what should be the same model, number by number. Shared by `diff` and by tests.
 
-Numbers differ where |log10 obtained − log10 expected| > log10(1 + rtol). Zero and what is not finite differ from all but
-themselves. A loss may be negative: it is compared by its difference, relative to the larger of the two.
+Numbers differ where |log10 obtained − log10 expected| > log10(1 + rtol). Zero and what is not finite differ from all
+but themselves. A loss may be negative: it is compared by its difference, relative to the larger of the two.
 """
 
 from __future__ import annotations

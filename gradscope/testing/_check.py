@@ -112,8 +112,8 @@ def _same_again(once: Baseline, again: Baseline, rtol: float, subject: Subject) 
     made = "makes the model" if subject.is_factory else "runs"
     raise NotDeterministicError(
         f"the model is not deterministic, so it can have no baseline: in two runs from one seed {what}; draw from"
-        f" torch's, numpy's or Python's global generator, which are seeded before it {made}, or give a generator of your"
-        " own a seed there"
+        f" torch's, numpy's or Python's global generator, which are seeded before it {made}, or give a generator of"
+        " your own a seed there"
     )
 
 

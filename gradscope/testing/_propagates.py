@@ -96,8 +96,8 @@ def assert_no_dead_units(
 ) -> None:
     """Fail where a layer has units that are zero for every entry of the batch.
 
-    A unit of a sound network is silent for a small batch by chance (of B independent inputs with 2⁻ᴮ, of inputs that are
-    alike more often): take a batch of a hundred samples or so, or allow a fraction.
+    A unit of a sound network is silent for a small batch by chance (for B independent inputs with 2⁻ᴮ, for inputs
+    that are alike more often): take a batch of a hundred samples or so, or allow a fraction.
 
     Args:
         model: a module, afterwards as before; or a function without arguments that makes one.

@@ -5,12 +5,12 @@ at most, so the difference of two has π·σ²/N, and the band's half width is
 
     z·√(π/N)·σ,     z the normal quantile of 1 − 10⁻⁴/(2m)
 
-for m numbers compared (Bonferroni): of a thousand runs of sound models, at most one in 10,000 leaves any band. σ is what
+for m numbers compared (Bonferroni): of sound models at most one run in 10,000 leaves any band. σ is what
 `theory.chain_spread` says of a chain of these widths for one input, which a batch only narrows. It grows with depth and
 falls with width.
 
-Where the N + N networks themselves spread significantly more (no chain, another architecture, several steps), σ is theirs,
-pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom.
+Where the N + N networks themselves spread significantly more (no chain, another architecture, several steps), σ is
+theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom.
 
 Sizes of gradients are taken relative to the last site's, as theory does; the last itself is compared as it is.
 """

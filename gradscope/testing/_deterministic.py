@@ -40,15 +40,12 @@ def seeded(seed: int) -> Iterator[None]:
 def deterministic(seed: int) -> Iterator[None]:
     """`seeded`, on one thread and with deterministic algorithms where torch has some; no other setting is touched."""
     threads = torch.get_num_threads()
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    mode = torch.get_deterministic_debug_mode()  # use_deterministic_algorithms would import all of torch's compiler
     cudnn: Any = torch.backends.cudnn
     chosen, benchmark = cudnn.deterministic, cudnn.benchmark
     try:
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         cudnn.deterministic, cudnn.benchmark = True, False
         with seeded(seed), warnings.catch_warnings():
             # What has no deterministic algorithm is found by running twice.
@@ -56,7 +53,7 @@ def deterministic(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
         cudnn.deterministic, cudnn.benchmark = chosen, benchmark
 
 

@@ -10,13 +10,15 @@ for m numbers compared (Bonferroni): of sound models at most one run in 10,000 l
 falls with width.
 
 Where the N + N networks themselves spread significantly more (no chain, another architecture, several steps), σ is
-theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom.
+theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom. So it is for the weights themselves,
+whose rms hardly strays: they tell a change of the initial scale long before the signals do.
 
 Sizes of gradients are taken relative to the last site's, as theory does; the last itself is compared as it is.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -37,6 +39,7 @@ _TO_DECADES = 1.0 / (2.0 * math.log(10.0))
 _CLEARLY = 3.09
 """Standard scores: 1 in 1,000, from which the networks' own spread counts as larger than theory's."""
 _RELATIVE: tuple[Signal, ...] = ("activation_grad", "weight_grad", "update")
+_COMPARED: tuple[Signal, ...] = ("weight", "activation", *_RELATIVE)
 
 
 def observed_over_seeds(subject: Subject, seeds: int) -> Baseline:
@@ -113,24 +116,36 @@ def bands_of(expected: Baseline, obtained: Baseline, recording: Recording, rtol:
         rtol: the least relative tolerance.
     """
     seeds = int(obtained.facts["seeds"])
-    signals: tuple[Signal, ...] = ("activation", *(s for s in _RELATIVE if s in obtained.sizes))
+    signals = [s for s in _COMPARED if s in obtained.sizes]
     common = {s: [n for n in obtained.sizes[s] if n in expected.sizes.get(s, {})] for s in signals}
     compared = max(sum(map(len, common.values())) * len(obtained.steps), 1)
-    tail = FALSE_ALARM / (2.0 * compared)
-    normal, student = -NormalDist().inv_cdf(tail), student_quantile(tail, 2 * seeds - 2)
     theory = expected_spread(recording)
-    freedom = 2 * seeds - 2
-    clearly = (1.0 - 2.0 / (9.0 * freedom) + _CLEARLY * math.sqrt(2.0 / (9.0 * freedom))) ** 3  # Wilson & Hilferty
     bands: dict[Signal, dict[str, Array]] = {}
     for signal in signals:
         last = _last(obtained.sizes[signal])
         bands[signal] = {}
         for name in common[signal]:
-            pooled = (expected.spread[signal][name] ** 2 + obtained.spread[signal][name] ** 2) / 2.0
-            own = 0.0 if signal in _RELATIVE and name == last else theory[signal].get(name, 0.0)
-            half = np.where(pooled > clearly * own**2, student * np.sqrt(pooled), normal * own)
-            bands[signal][name] = math.sqrt(math.pi / seeds) * half + math.log10(1.0 + rtol)
+            own = 0.0 if signal in _RELATIVE and name == last else theory.get(signal, {}).get(name, 0.0)
+            spreads = expected.spread[signal][name], obtained.spread[signal][name]
+            bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + math.log10(1.0 + rtol)
     return bands
+
+
+def half_width(own: Array, first: Array, second: Array, seeds: int, compared: int) -> Array:
+    """Of the band, in decades.
+
+    Args:
+        own: standard deviation of one network by theory.
+        first, second: of the networks on either side.
+        seeds: on each side.
+        compared: how many numbers are compared in all.
+    """
+    freedom, tail = 2 * seeds - 2, FALSE_ALARM / (2.0 * compared)
+    normal, student = -NormalDist().inv_cdf(tail), student_quantile(tail, freedom)
+    clearly = (1.0 - 2.0 / (9.0 * freedom) + _CLEARLY * math.sqrt(2.0 / (9.0 * freedom))) ** 3  # Wilson & Hilferty
+    pooled = (first**2 + second**2) / 2.0
+    half = np.where(pooled > clearly * own**2, student * np.sqrt(pooled), normal * own)
+    return np.asarray(math.sqrt(math.pi / seeds) * half, dtype=np.float64)
 
 
 def expected_spread(recording: Recording) -> dict[Signal, dict[str, float]]:
@@ -174,6 +189,7 @@ def _activation(site: Site) -> Activation | None:
         return None
 
 
+@functools.lru_cache(maxsize=256)
 def student_quantile(tail: float, freedom: int) -> float:
     """t with P(T > t) = tail, by bisection of the integral: T = √ν·tan θ has a density ∝ cos^(ν−1) θ.
 

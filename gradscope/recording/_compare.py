@@ -15,7 +15,6 @@ import numpy as np
 from gradscope.recording._baseline import Array, Baseline, Sizes, baseline_of
 from gradscope.recording._comparison import Compared, Comparison, Difference
 from gradscope.recording._recording import Recording
-from gradscope.recording._site import Signal
 from gradscope.recording._structure import gradient_changes, structure_changes
 
 RTOL = 1e-3
@@ -65,10 +64,10 @@ def compare(
     for signal, site, x, y in _pairs(a, b):
         limit = np.full(len(steps), allowed)
         if bands is not None:
-            of = bands.get(signal, {})  # type: ignore[call-overload]
-            if site not in of:
+            band = next((of.get(site) for name, of in bands.items() if name == signal), None)
+            if band is None:
                 continue
-            limit = of[site][at]
+            limit = band[at]
         compared += len(steps)
         found += _worst(signal, site, steps, x[at], y[to], limit)
     found.sort(key=lambda one: -abs(one.decades))
@@ -116,9 +115,9 @@ def _worst(signal: Compared, site: str, steps: Any, x: Array, y: Array, allowed:
     if not excess.any():
         return []
     k = int(np.argmax(np.where(excess, np.abs(away), -1.0)))
-    values = (float(v[k]) if signal == "loss" else _power(float(v[k])) for v in (x, y))
+    before, after = (float(v[k]) if signal == "loss" else _power(float(v[k])) for v in (x, y))
     since = int(steps[np.argmax(excess)])
-    return [Difference(signal, site, int(steps[k]), since, *values, allowed=float(allowed[k]), decades=float(away[k]))]
+    return [Difference(signal, site, int(steps[k]), since, before, after, float(allowed[k]), float(away[k]))]
 
 
 def _power(log10: float) -> float:
@@ -127,10 +126,10 @@ def _power(log10: float) -> float:
 
 def _beginning(a: Baseline) -> Any:
     """Sorts differences by where a fault begins: the step, then the order in which the signals come about in it."""
-    places: dict[Signal, dict[str, int]] = {s: {name: i for i, name in enumerate(of)} for s, of in a.sizes.items()}
+    places: dict[str, dict[str, int]] = {s: {name: i for i, name in enumerate(of)} for s, of in a.sizes.items()}
 
     def key(one: Difference) -> tuple[int, int, int]:
-        position = places.get(one.signal, {}).get(one.site, 0)  # type: ignore[call-overload]
+        position = places.get(one.signal, {}).get(one.site, 0)
         backward = one.signal in ("activation_grad", "weight_grad")
         return one.since, _ORDER.index(one.signal), -position if backward else position
 

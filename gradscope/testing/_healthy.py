@@ -56,7 +56,7 @@ def judged(recording: Recording, fail_on: str, limits: Limits | None) -> Finding
     if fail_on not in SEVERITIES:
         raise unknown_name("fail_on", fail_on, SEVERITIES)
     found = diagnose(recording, limits)
-    sick = [one for one in found if SEVERITIES.index(one.severity) <= SEVERITIES.index(fail_on)]  # type: ignore[arg-type]
+    sick = [one for one in found if SEVERITIES.index(one.severity) <= SEVERITIES.index(fail_on)]
     if sick:
         raise AssertionError("the model is not healthy:\n" + "\n".join(map(str, sick)))
     return found

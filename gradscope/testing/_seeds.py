@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -101,9 +101,9 @@ def _relative(sizes: Sizes) -> dict[Signal, dict[str, Array]]:
     return out
 
 
-def _last(of: dict[str, Array] | Sizes | object) -> str:
+def _last(of: Mapping[str, Array]) -> str:
     """The last site that has a size."""
-    known = [site for site, values in of.items() if np.isfinite(values).all()]  # type: ignore[attr-defined]
+    known = [site for site, values in of.items() if np.isfinite(values).all()]
     return known[-1] if known else ""
 
 

@@ -21,7 +21,7 @@ from gradscope.recording import baseline_of
 from gradscope.recording._baseline import Array
 from gradscope.recording._compare import RTOL
 from gradscope.testing._observe import Subject, observed
-from gradscope.testing._seeds import _COMPARED, _RELATIVE, _relative, expected_spread, half_width
+from gradscope.testing._seeds import _COMPARED, Entering, entering, expected_spread, half_width, relative
 
 
 def chain(width: int, depth: int = 20, std: float = 1.0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -80,14 +80,11 @@ def main() -> None:
     print("| network | seeds | false alarms | 10 % caught | by the signals alone |\n| --- | --- | --- | --- | --- |")
     for name, (make, x) in list(KINDS.items())[: options.kinds]:
         recording = observed(Subject(make, x), 0)
-        sound, names = pool(make, x, range(options.pool))
-        sick, _ = pool(partial(make, std=1.1), x, range(10**6, 10**6 + options.pool))
+        last = entering(recording)
+        sound, names = pool(make, x, range(options.pool), last)
+        sick, _ = pool(partial(make, std=1.1), x, range(10**6, 10**6 + options.pool), last)
         theory = expected_spread(recording)
-        own = np.array([theory.get(signal, {}).get(site, 0.0) for signal, site in names])
-        for signal in _RELATIVE:  # the last site is compared as it is, by the networks' own spread
-            last = max((i for i, one in enumerate(names) if one[0] == signal), default=None)
-            if last is not None:
-                own[last] = 0.0
+        own = np.array([0.0 if last.get(one) == one[1] else theory.get(one[0], {}).get(one[1], 0.0) for one in names])
         weights = np.array([signal == "weight" for signal, _ in names])
         for seeds in (8, 16):
             rng = np.random.default_rng(seeds)
@@ -97,11 +94,11 @@ def main() -> None:
             print(f"| {name} | {seeds} | {alarms} of {options.runs} | {rates[0]:.2%} | {rates[1]:.2%} |", flush=True)
 
 
-def pool(make: Callable[[], nn.Module], x: Tensor, seeds: range) -> tuple[Array, list[tuple[str, str]]]:
+def pool(make: Callable[[], nn.Module], x: Tensor, seeds: range, last: Entering) -> tuple[Array, list[tuple[str, str]]]:
     """What is compared of each network, `(networks, numbers)`, and the signal and site of each number."""
     rows: list[list[float]] = []
     for seed in seeds:
-        sizes = _relative(baseline_of(observed(Subject(make, x), seed)).sizes)
+        sizes = relative(baseline_of(observed(Subject(make, x), seed)).sizes, last)
         names = [(signal, site) for signal in _COMPARED for site in sizes.get(signal, {})]
         rows.append([float(sizes[signal][site][0]) for signal, site in names])
     found = np.array(rows)

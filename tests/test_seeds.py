@@ -14,7 +14,7 @@ from torch import nn
 from gradscope.recording import Baseline, baseline_of, compare
 from gradscope.testing import GradientRegression, Policy
 from gradscope.testing._observe import Subject, observed
-from gradscope.testing._seeds import bands_of, expected_spread, merged, student_quantile
+from gradscope.testing._seeds import bands_of, entering, expected_spread, merged, student_quantile
 
 DEPTH, WIDTH, SEEDS = 20, 64, 8
 
@@ -59,7 +59,7 @@ def test_the_band_grows_with_depth_and_falls_with_the_number_of_seeds_and_with_w
         x = torch.ones(2, width)
         recording = observed(Subject(make, x), 0)
         one = baseline_of(recording)
-        several = merged([one] * seeds)  # no spread of its own: theory's counts
+        several = merged([one] * seeds, entering(recording))  # no spread of its own: theory's counts
         return float(bands_of(several, several, recording, 1e-3)["activation"][f"{2 * depth - 2}"][0])
 
     base = widest(8, 10, 32)
@@ -75,8 +75,10 @@ def runs_of(std: float, seeds: range) -> list[Baseline]:
 
 def test_another_draw_stays_in_the_band_and_ten_percent_more_in_every_layer_leaves_it() -> None:
     recording = observed(Subject(he, X), 0)
-    kept = merged(runs_of(1.0, range(SEEDS)))
-    again, more = merged(runs_of(1.0, range(100, 100 + SEEDS))), merged(runs_of(1.1, range(200, 200 + SEEDS)))
+    last = entering(recording)
+    kept = merged(runs_of(1.0, range(SEEDS)), last)
+    again = merged(runs_of(1.0, range(100, 100 + SEEDS)), last)
+    more = merged(runs_of(1.1, range(200, 200 + SEEDS)), last)
     sound = compare(kept, again, bands=bands_of(kept, again, recording, 1e-3))
     assert sound.same, str(sound)
     sick = compare(kept, more, bands=bands_of(kept, more, recording, 1e-3))

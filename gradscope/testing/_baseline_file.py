@@ -28,6 +28,12 @@ class BaselineError(Exception):
     """A baseline cannot be used: missing, damaged, of another schema or test. One sentence says which."""
 
 
+def shown(path: Path) -> str:
+    """A path as messages have it: relative where it lies below the current directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def save_baseline(baseline: Baseline, path: Path, test: str = "") -> None:
     """Write it; a reader of the path sees the old file or the new one, never half of one.
 
@@ -40,7 +46,7 @@ def save_baseline(baseline: Baseline, path: Path, test: str = "") -> None:
         partial.write_text(baseline_text(baseline, test), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise BaselineError(f"baseline {path} cannot be written: {error.strerror}") from None
+        raise BaselineError(f"baseline {shown(path)} cannot be written: {error.strerror}") from None
     finally:
         if partial.exists():
             partial.unlink()
@@ -79,23 +85,25 @@ def load_baseline(path: Path, test: str = "") -> Baseline:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BaselineError(f"baseline {path} does not exist") from None
+        raise BaselineError(f"baseline {shown(path)} does not exist") from None
     except OSError as error:
-        raise BaselineError(f"baseline {path} cannot be read: {error.strerror}") from None
+        raise BaselineError(f"baseline {shown(path)} cannot be read: {error.strerror}") from None
     except ValueError:  # no JSON, or no UTF-8
-        raise BaselineError(f"baseline {path} is damaged: it is no JSON; restore it or rewrite it") from None
+        raise BaselineError(f"baseline {shown(path)} is damaged: it is no JSON; restore it or rewrite it") from None
     if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise BaselineError(f"{path} is no baseline: it has no kind {KIND!r}")
+        raise BaselineError(f"{shown(path)} is no baseline: it has no kind {KIND!r}")
     if document.get("schema") != SCHEMA:
         raise BaselineError(
-            f"baseline {path} has schema {document.get('schema')!r}, and this version reads {SCHEMA}: rewrite it"
+            f"baseline {shown(path)} has schema {document.get('schema')!r}, and this version reads {SCHEMA}: rewrite it"
         )
     if test and document.get("test") != test:
-        raise BaselineError(f"baseline {path} is for another test, {document.get('test')!r}, and not for {test!r}")
+        raise BaselineError(
+            f"baseline {shown(path)} is for another test, {document.get('test')!r}, and not for {test!r}"
+        )
     try:
         return _baseline(document)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise BaselineError(f"baseline {path} is damaged: it lacks a part; restore it or rewrite it") from None
+        raise BaselineError(f"baseline {shown(path)} is damaged: it lacks a part; restore it or rewrite it") from None
 
 
 def _baseline(document: Mapping[str, Any]) -> Baseline:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gradscope.diagnosis import summary
 from gradscope.recording import Baseline, Comparison, baseline_of, compare
 from gradscope.recording._comparison import said
-from gradscope.testing._baseline_file import BaselineError, load_baseline, save_baseline
+from gradscope.testing._baseline_file import BaselineError, load_baseline, save_baseline, shown
 from gradscope.testing._observe import Subject, observed
 from gradscope.testing._outcome import Outcome
 from gradscope.testing._policy import Policy
@@ -60,7 +60,9 @@ def check(
     if policy.update or (not path.exists() and policy.update_new):
         save_baseline(obtained, path, test)
         kept.unlink(missing_ok=True)
-        return Outcome("updated", message=f"baseline {path} written", headline=f"baseline {path} written", **told)  # type: ignore[arg-type]
+        return Outcome(
+            "updated", message=f"baseline {shown(path)} written", headline=f"baseline {shown(path)} written", **told
+        )  # type: ignore[arg-type]
     if not path.exists():
         return _missing(obtained, path, test, policy, accept, finding)
     expected = load_baseline(path, test)
@@ -76,11 +78,11 @@ def check(
     if policy.keep_obtained:
         try:
             save_baseline(obtained, kept, test)
-            where = f"obtained: {kept}"
+            where = f"obtained: {shown(kept)}"
         except BaselineError as error:
             where = f"obtained: not kept, {error}"
     lines = [
-        f"{test} is not as its baseline {path} says",
+        f"{test} is not as its baseline {shown(path)} says",
         str(found),
         f"diagnosis now: {finding}",
         hint(found, subject),
@@ -93,9 +95,9 @@ def check(
 def _missing(obtained: Baseline, path: Path, test: str, policy: Policy, accept: str, finding: str) -> Outcome:
     if policy.may_write:
         save_baseline(obtained, path, test)
-        said = f"baseline {path} was missing and has been written: look at it, commit it, and run again"
+        said = f"baseline {shown(path)} was missing and has been written: look at it, commit it, and run again"
     else:
-        said = f"baseline {path} is missing" + (f": {accept} writes it" if accept else "")
+        said = f"baseline {shown(path)} is missing" + (f": {accept} writes it" if accept else "")
     status = "written" if policy.may_write else "missing"
     return Outcome(status, test, said, said, path, obtained=obtained, finding=finding)  # type: ignore[arg-type]
 
@@ -121,15 +123,17 @@ def _usable(expected: Baseline, obtained: Baseline, path: Path) -> None:
     was, now = (str(one.facts.get("device", "cpu")) for one in (expected, obtained))
     if was.startswith("cuda") and not now.startswith("cuda"):
         raise BaselineError(
-            f"baseline {path} was made on {was} and this run is on {now}: run it there, or keep another baseline for"
+            f"baseline {shown(path)} was made on {was} and this run is on {now}: run it there, or keep another baseline for"
             " this device under a name of its own (name=...)"
         )
     a, b = (one.facts.get("seeds") for one in (expected, obtained))
     if a != b:
-        raise BaselineError(f"baseline {path} is of {_seeds(a)} and this run is of {_seeds(b)}: rewrite the baseline")
+        raise BaselineError(
+            f"baseline {shown(path)} is of {_seeds(a)} and this run is of {_seeds(b)}: rewrite the baseline"
+        )
     if len(expected.steps) != len(obtained.steps):
         raise BaselineError(
-            f"baseline {path} has {len(expected.steps)} steps and this run has {len(obtained.steps)}: rewrite the"
+            f"baseline {shown(path)} has {len(expected.steps)} steps and this run has {len(obtained.steps)}: rewrite the"
             " baseline"
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradscope.recording import Baseline, Comparison
+from gradscope.testing._baseline_file import shown
 
 Status = Literal["same", "different", "missing", "written", "updated", "unusable", "healthy", "unhealthy"]
 PASSED: tuple[Status, ...] = ("same", "updated", "healthy")
@@ -53,7 +54,7 @@ class Outcome:
             "status": self.status,
             "test": self.test,
             "headline": self.headline,
-            "baseline": None if self.path is None else self.path.as_posix(),
+            "baseline": None if self.path is None else shown(self.path),
             "finding": self.finding,
             "comparison": compared,
         }

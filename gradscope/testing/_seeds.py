@@ -9,11 +9,12 @@ for m numbers compared (Bonferroni): of sound models at most one run in 10,000 l
 `theory.chain_spread` says of a chain of these widths for one input, which a batch only narrows. It grows with depth and
 falls with width.
 
-Where the N + N networks themselves spread significantly more (no chain, another architecture, several steps), σ is
+Where the N + N networks themselves spread clearly more (no chain, another architecture, several steps), σ is
 theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom. So it is for the weights themselves,
 whose rms hardly strays: they tell a change of the initial scale long before the signals do.
 
-Sizes of gradients are taken relative to the last site's, as theory does; the last itself is compared as it is.
+Sizes of gradients are taken relative to the last site's of the same kind (matrix, bias), as theory does; the last
+itself is compared as it is.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ FALSE_ALARM = 1e-4
 """Of a run of a sound model."""
 FEWEST = 4
 _TO_DECADES = 1.0 / (2.0 * math.log(10.0))
-_CLEARLY = 3.09
-"""Standard scores: 1 in 1,000, from which the networks' own spread counts as larger than theory's."""
+_CLEARLY = 1.28
+"""Standard scores: 1 in 10, from which the networks' own spread counts as larger than theory's."""
 _RELATIVE: tuple[Signal, ...] = ("activation_grad", "weight_grad", "update")
 _COMPARED: tuple[Signal, ...] = ("weight", "activation", *_RELATIVE)
 
@@ -52,19 +53,20 @@ def observed_over_seeds(subject: Subject, seeds: int) -> Baseline:
         raise ValueError("seeds needs a function without arguments that makes a model, and model is a module")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < FEWEST:
         raise ValueError(f"seeds is {seeds!r}; a whole number from {FEWEST} is allowed")
-    return merged([baseline_of(observed(subject, seed)) for seed in range(seeds)])
+    recordings = [observed(subject, seed) for seed in range(seeds)]
+    return merged([baseline_of(recording) for recording in recordings], entering(recordings[0]))
 
 
-def merged(runs: Sequence[Baseline]) -> Baseline:
+def merged(runs: Sequence[Baseline], last: Entering) -> Baseline:
     """One of several seeds."""
     first = runs[0]
     if any(run.places != first.places for run in runs):
         raise ValueError("model makes models of different structure with different seeds, so they cannot be compared")
     sizes: dict[Signal, dict[str, Array]] = {}
     spread: dict[Signal, dict[str, Array]] = {}
-    relative = [_relative(run.sizes) for run in runs]
+    adjusted = [relative(run.sizes, last) for run in runs]
     for signal, of in first.sizes.items():
-        stacked = {site: np.stack([run[signal][site] for run in relative]) for site in of}
+        stacked = {site: np.stack([run[signal][site] for run in adjusted]) for site in of}
         sizes[signal] = {site: np.median(values, axis=0) for site, values in stacked.items()}
         spread[signal] = {site: _deviation(values) for site, values in stacked.items()}
     return Baseline(
@@ -89,22 +91,34 @@ def _deviation(values: Array) -> Array:
     return np.asarray(np.sqrt(squares / np.maximum(count - 1, 1)), dtype=np.float64)
 
 
-def _relative(sizes: Sizes) -> dict[Signal, dict[str, Array]]:
+Entering = Mapping[tuple[str, str], str]
+"""By signal and site the site to which a size is relative."""
+
+
+def entering(recording: Recording) -> Entering:
+    """The last site of each kind that has a gradient: of matrices a matrix, of biases a bias, as theory pairs them."""
+    sizes, found = baseline_of(recording).sizes, {}
+    for signal in _RELATIVE:
+        last: dict[bool, str] = {}
+        sites = recording.sites_of(signal)
+        kinds = {s.name: s.param is not None and len(s.shape) < 2 for s in sites}
+        for site in sites:
+            if np.isfinite(sizes[signal][site.name]).all():
+                last[kinds[site.name]] = site.name
+        found.update({(signal, name): last[kind] for name, kind in kinds.items() if kind in last})
+    return found
+
+
+def relative(sizes: Sizes, last: Entering) -> dict[Signal, dict[str, Array]]:
+    """The sizes with those of gradients relative to the last of their kind, which itself stays as it is."""
     out: dict[Signal, dict[str, Array]] = {}
     for signal, of in sizes.items():
-        last = _last(of)
-        entering = of[last] if signal in _RELATIVE and last else 0.0
-        out[signal] = {
-            site: values if site == last or not np.isfinite(entering).all() else values - entering
-            for site, values in of.items()
-        }
+        out[signal] = {}
+        for site, values in of.items():
+            base = of.get(last.get((signal, site), site))
+            keep = base is None or last.get((signal, site), site) == site or not np.isfinite(base).all()
+            out[signal][site] = values if keep or base is None else values - base
     return out
-
-
-def _last(of: Mapping[str, Array]) -> str:
-    """The last site that has a size."""
-    known = [site for site, values in of.items() if np.isfinite(values).all()]
-    return known[-1] if known else ""
 
 
 def bands_of(expected: Baseline, obtained: Baseline, recording: Recording, rtol: float) -> Sizes:
@@ -120,12 +134,12 @@ def bands_of(expected: Baseline, obtained: Baseline, recording: Recording, rtol:
     common = {s: [n for n in obtained.sizes[s] if n in expected.sizes.get(s, {})] for s in signals}
     compared = max(sum(map(len, common.values())) * len(obtained.steps), 1)
     theory = expected_spread(recording)
+    last = entering(recording)
     bands: dict[Signal, dict[str, Array]] = {}
     for signal in signals:
-        last = _last(obtained.sizes[signal])
         bands[signal] = {}
         for name in common[signal]:
-            own = 0.0 if signal in _RELATIVE and name == last else theory.get(signal, {}).get(name, 0.0)
+            own = 0.0 if last.get((signal, name)) == name else theory.get(signal, {}).get(name, 0.0)
             spreads = expected.spread[signal][name], obtained.spread[signal][name]
             bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + math.log10(1.0 + rtol)
     return bands

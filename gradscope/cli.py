@@ -1,11 +1,11 @@
-"""`gradscope-report`: sweep, show, probe, predict, audit, rules, activation, export, merge, verify.
+"""`gradscope-report`: sweep, show, probe, predict, audit, diff, rules, activation, export, merge, verify.
 
 Thin: a command reads its options, calls one experiment and one report, and prints. Nothing heavy is imported
 before a command runs, so that `--help` and a mistake cost a fraction of a second.
 
 Exit codes: 0 fine; 1 a finding as severe as `--fail-on` says (of `show`, `probe` and `predict` an error, of `audit` a
-warning, unless it says otherwise); 2 wrong usage or unreadable input, with one sentence on stderr; 3 an internal error;
-130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
+warning, unless it says otherwise), of `diff` a difference; 2 wrong usage or unreadable input, with one sentence on
+stderr; 3 an internal error; 130 interrupted. (A sweep contains sick pairs by design: they are no findings.)
 """
 
 from __future__ import annotations
@@ -113,6 +113,23 @@ FailOn = Annotated[
     str, typer.Option(metavar="[warning|error|never]", help="Exit with 1 where a finding is at least that severe.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a recording that is there.")]
+Compared = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="EXPECTED OBTAINED",
+        help="Recordings or baselines; with --rev one package.module:factory.",
+        show_default=False,
+    ),
+]
+Rev = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REVISION", help="Twice: probe the factory as it is at each git revision, in a worktree."),
+]
+Rtol = Annotated[float | None, typer.Option(help="Relative tolerance of every size; 1e-3 if not given.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of text.")]
+Pictures = Annotated[
+    Path | None, typer.Option(help="Directory for a picture of each profile that differs.", file_okay=False)
+]
 _REPORTS = Path("reports")
 
 
@@ -237,6 +254,39 @@ def audit(
     document = {"schema": 1, "kind": "audit", "findings": found.as_list()}
     Output(_REPORTS, json, quiet).print_rich(document, lambda: [findings_text(found)])
     _fail(found, limit)
+
+
+@app.command()
+def diff(
+    compared: Compared,
+    rev: Rev = None,
+    rtol: Rtol = None,
+    out: Pictures = None,
+    json: Json = False,
+    markdown: Markdown = False,
+    quiet: Quiet = False,
+) -> None:
+    """What differs between two runs: sites by name, sizes within a tolerance; exit code 1 where something does."""
+    from gradscope import _revisions
+    from gradscope.recording import compare
+    from gradscope.recording._compare import RTOL
+
+    if json and markdown:
+        raise Mistake("--json and --markdown exclude each other")
+    expected, obtained = _revisions.at_revisions(compared, rev) if rev else _revisions.of_files(compared)
+    try:
+        found = compare(expected, obtained, RTOL if rtol is None else rtol)
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+    output = Output(_REPORTS if out is None else out, json, quiet)
+    if out is not None:
+        output.make_directory()
+        from gradscope.report import write_comparison_report
+
+        write_comparison_report(expected, obtained, found, out)
+    output.print_document(found.as_dict(), found.to_markdown().rstrip() if markdown else str(found))
+    if not found.same:
+        raise typer.Exit(FINDINGS)
 
 
 @app.command()
@@ -382,6 +432,7 @@ def _mistakes() -> tuple[type[BaseException], ...]:
         "gradscope.experiments._config": "SettingsError",
         "gradscope.experiments._shared": "RankError",
         "gradscope.recording": "RecordingError",
+        "gradscope.testing._baseline_file": "BaselineError",
     }
     return tuple(getattr(sys.modules[room], name) for room, name in places.items() if room in sys.modules)
 

@@ -132,6 +132,7 @@ def facts_of(given: Arguments) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "machine": platform.machine(),
     }
 
 

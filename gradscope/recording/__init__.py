@@ -1,11 +1,15 @@
 """What was observed: the data model of a run and its file. Never imports torch.
 
 A `Recording` holds sites × steps × `Moments`; a statistic is a registered function of the moments;
-a `Profile` is one statistic of one signal against depth; a `SweepResult` is what a sweep found.
+a `Profile` is one statistic of one signal against depth; a `SweepResult` is what a sweep found; `compare` sets
+two runs side by side.
 """
 
 from __future__ import annotations
 
+from gradscope.recording._baseline import Baseline, Place, baseline_of
+from gradscope.recording._compare import compare
+from gradscope.recording._comparison import Comparison, Difference
 from gradscope.recording._errors import GradScopeWarning, RecordingError
 from gradscope.recording._export import export_csv, export_npz
 from gradscope.recording._merge import merge_recordings
@@ -16,6 +20,7 @@ from gradscope.recording._recording import Recording
 from gradscope.recording._sampling import Sampling
 from gradscope.recording._site import ROLES, SIGNALS, Role, Signal, Site
 from gradscope.recording._statistics import STATISTICS, Statistic
+from gradscope.recording._structure import Change
 from gradscope.recording._survival import LayersAlive
 from gradscope.recording._sweep_result import Expected, SweepCell, SweepResult
 from gradscope.recording._table import step_table
@@ -29,10 +34,15 @@ __all__ = [
     "SIGNALS",
     "STATISTICS",
     "UNIT_STATISTICS",
+    "Baseline",
+    "Change",
+    "Comparison",
+    "Difference",
     "Expected",
     "GradScopeWarning",
     "LayersAlive",
     "Moments",
+    "Place",
     "PrecisionShare",
     "Profile",
     "Recording",
@@ -47,6 +57,8 @@ __all__ = [
     "SweepResult",
     "UnitMoments",
     "UnitStatistic",
+    "baseline_of",
+    "compare",
     "decades_per_layer",
     "export_csv",
     "export_npz",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradscope.report._activation_report import write_activation_report
+    from gradscope.report._comparison_report import write_comparison_report
     from gradscope.report._index import Picture, Report
     from gradscope.report._run_report import write_run_report
     from gradscope.report._sweep_report import write_sweep_report
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "save_png",
     "write_activation_report",
+    "write_comparison_report",
     "write_run_report",
     "write_sweep_report",
 ]
@@ -30,6 +32,7 @@ _FILES = {
     "Report": "_index",
     "save_png": "_write",
     "write_activation_report": "_activation_report",
+    "write_comparison_report": "_comparison_report",
     "write_run_report": "_run_report",
     "write_sweep_report": "_sweep_report",
 }

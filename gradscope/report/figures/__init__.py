@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradscope.report.figures._activation import activation_curve
 from gradscope.report.figures._card import activation_card
+from gradscope.report.figures._comparison import comparison
 from gradscope.report.figures._correlation import correlation_map
 from gradscope.report.figures._gains import gains
 from gradscope.report.figures._heatmap import depth_step_heatmap
@@ -17,6 +18,7 @@ from gradscope.report.figures._update_ratio import update_to_weight
 __all__ = [
     "activation_card",
     "activation_curve",
+    "comparison",
     "correlation_map",
     "depth_step_heatmap",
     "gains",

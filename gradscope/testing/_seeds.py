@@ -1,0 +1,224 @@
+"""Several seeds: what is kept of them, and the band within which another draw of a sound model lies.
+
+For each site the medians over N seeds of two runs are compared. A median of N normal numbers has the variance π/2·σ²/N
+at most, so the difference of two has π·σ²/N, and the band's half width is
+
+    z·√(π/N)·σ,     z the normal quantile of 1 − 10⁻⁴/(2m)
+
+for m numbers compared (Bonferroni): of sound models at most one run in 10,000 leaves any band. σ is what
+`theory.chain_spread` says of a chain of these widths for one input, which a batch only narrows. It grows with depth and
+falls with width.
+
+Where the N + N networks themselves spread clearly more (no chain, another architecture, several steps), σ is
+theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom. So it is for the weights themselves,
+whose rms hardly strays: they tell a change of the initial scale long before the signals do.
+
+Sizes of gradients are taken relative to the last site's of the same kind (matrix, bias), as theory does; the last
+itself is compared as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from gradscope import activations
+from gradscope.activations import Activation
+from gradscope.recording import Baseline, Recording, Signal, Site, baseline_of
+from gradscope.recording._baseline import Array, Sizes
+from gradscope.testing._observe import Subject, observed
+from gradscope.theory import ChainLayer, chain_spread
+
+FALSE_ALARM = 1e-4
+"""Of a run of a sound model."""
+FEWEST = 4
+_TO_DECADES = 1.0 / (2.0 * math.log(10.0))
+_CLEARLY = 1.28
+"""Standard scores: 1 in 10, from which the networks' own spread counts as larger than theory's."""
+_RELATIVE: tuple[Signal, ...] = ("activation_grad", "weight_grad", "update")
+_COMPARED: tuple[Signal, ...] = ("weight", "activation", *_RELATIVE)
+
+
+def observed_over_seeds(subject: Subject, seeds: int) -> Baseline:
+    """The medians and the spread of as many models as there are seeds.
+
+    Raises:
+        ValueError: the model is no function that makes one, there are too few seeds, or the models differ in structure.
+    """
+    if not subject.is_factory:
+        raise ValueError("seeds needs a function without arguments that makes a model, and model is a module")
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < FEWEST:
+        raise ValueError(f"seeds is {seeds!r}; a whole number from {FEWEST} is allowed")
+    recordings = [observed(subject, seed) for seed in range(seeds)]
+    return merged([baseline_of(recording) for recording in recordings], entering(recordings[0]))
+
+
+def merged(runs: Sequence[Baseline], last: Entering) -> Baseline:
+    """One of several seeds."""
+    first = runs[0]
+    if any(run.places != first.places for run in runs):
+        raise ValueError("model makes models of different structure with different seeds, so they cannot be compared")
+    sizes: dict[Signal, dict[str, Array]] = {}
+    spread: dict[Signal, dict[str, Array]] = {}
+    adjusted = [relative(run.sizes, last) for run in runs]
+    for signal, of in first.sizes.items():
+        stacked = {site: np.stack([run[signal][site] for run in adjusted]) for site in of}
+        sizes[signal] = {site: np.median(values, axis=0) for site, values in stacked.items()}
+        spread[signal] = {site: _deviation(values) for site, values in stacked.items()}
+    return Baseline(
+        facts={**{k: v for k, v in first.facts.items() if k != "seed"}, "seeds": len(runs)},
+        places=first.places,
+        gradients=first.gradients,
+        steps=first.steps,
+        sizes=sizes,
+        gradient_norm=np.median(np.stack([run.gradient_norm for run in runs]), axis=0),
+        loss=np.median(np.stack([run.loss for run in runs]), axis=0),
+        spread=spread,
+    )
+
+
+def _deviation(values: Array) -> Array:
+    """Of what is not zero and finite; 0 where fewer than two are."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    safe = np.where(known, values, 0.0)
+    mean = safe.sum(axis=0) / np.maximum(count, 1)
+    squares = np.where(known, (safe - mean) ** 2, 0.0).sum(axis=0)
+    return np.asarray(np.sqrt(squares / np.maximum(count - 1, 1)), dtype=np.float64)
+
+
+Entering = Mapping[tuple[str, str], str]
+"""By signal and site the site to which a size is relative."""
+
+
+def entering(recording: Recording) -> Entering:
+    """The last site of each kind that has a gradient: of matrices a matrix, of biases a bias, as theory pairs them."""
+    sizes, found = baseline_of(recording).sizes, {}
+    for signal in _RELATIVE:
+        last: dict[bool, str] = {}
+        sites = recording.sites_of(signal)
+        kinds = {s.name: s.param is not None and len(s.shape) < 2 for s in sites}
+        for site in sites:
+            if np.isfinite(sizes[signal][site.name]).all():
+                last[kinds[site.name]] = site.name
+        found.update({(signal, name): last[kind] for name, kind in kinds.items() if kind in last})
+    return found
+
+
+def relative(sizes: Sizes, last: Entering) -> dict[Signal, dict[str, Array]]:
+    """The sizes with those of gradients relative to the last of their kind, which itself stays as it is."""
+    out: dict[Signal, dict[str, Array]] = {}
+    for signal, of in sizes.items():
+        out[signal] = {}
+        for site, values in of.items():
+            base = of.get(last.get((signal, site), site))
+            keep = base is None or last.get((signal, site), site) == site or not np.isfinite(base).all()
+            out[signal][site] = values if keep or base is None else values - base
+    return out
+
+
+def bands_of(expected: Baseline, obtained: Baseline, recording: Recording, rtol: float) -> Sizes:
+    """By signal and site the decades by which the medians may differ, at each step.
+
+    Args:
+        expected, obtained: of as many seeds each.
+        recording: of one of the models, for its widths, depths and activations.
+        rtol: the least relative tolerance.
+    """
+    seeds = int(obtained.facts["seeds"])
+    signals = [s for s in _COMPARED if s in obtained.sizes]
+    common = {s: [n for n in obtained.sizes[s] if n in expected.sizes.get(s, {})] for s in signals}
+    compared = max(sum(map(len, common.values())) * len(obtained.steps), 1)
+    theory = expected_spread(recording)
+    last = entering(recording)
+    bands: dict[Signal, dict[str, Array]] = {}
+    for signal in signals:
+        bands[signal] = {}
+        for name in common[signal]:
+            own = 0.0 if last.get((signal, name)) == name else theory.get(signal, {}).get(name, 0.0)
+            spreads = expected.spread[signal][name], obtained.spread[signal][name]
+            bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + math.log10(1.0 + rtol)
+    return bands
+
+
+def half_width(own: Array, first: Array, second: Array, seeds: int, compared: int) -> Array:
+    """Of the band, in decades.
+
+    Args:
+        own: standard deviation of one network by theory.
+        first, second: of the networks on either side.
+        seeds: on each side.
+        compared: how many numbers are compared in all.
+    """
+    freedom, tail = 2 * seeds - 2, FALSE_ALARM / (2.0 * compared)
+    normal, student = -NormalDist().inv_cdf(tail), student_quantile(tail, freedom)
+    clearly = (1.0 - 2.0 / (9.0 * freedom) + _CLEARLY * math.sqrt(2.0 / (9.0 * freedom))) ** 3  # Wilson & Hilferty
+    pooled = (first**2 + second**2) / 2.0
+    half = np.where(pooled > clearly * own**2, student * np.sqrt(pooled), normal * own)
+    return np.asarray(math.sqrt(math.pi / seeds) * half, dtype=np.float64)
+
+
+def expected_spread(recording: Recording) -> dict[Signal, dict[str, float]]:
+    """By signal and site, the standard deviation over networks of log10 of the rms, for a chain of these layers."""
+    layers = [s for s in recording.sites_of("activation") if s.role == "pre-activation"]
+    profile = recording.profile("activation", "rms", 0)
+    rms = {site.name: value for site, value in zip(profile.sites, profile.values.tolist(), strict=True)}
+    out: dict[Signal, dict[str, float]] = {signal: {} for signal in ("activation", *_RELATIVE)}
+    if not layers:
+        return out
+    spread = chain_spread([ChainLayer(_width(s), _log_q(rms.get(s.name, 1.0)), _activation(s)) for s in layers])
+    depths = np.array([s.depth for s in layers])
+    last = len(layers) - 1
+    for signal in out:
+        for site in recording.sites_of(signal):
+            behind = int(np.searchsorted(depths, site.depth, side="right")) - 1
+            before = max(behind, 0)
+            if signal == "activation":
+                variance = 0.0 if behind < 0 else max(spread.forward[behind], spread.forward[min(behind + 1, last)])
+            elif signal == "activation_grad":
+                variance = spread.backward[before] + (5.0 / _width(layers[0]) if behind < 0 else 0.0)
+            else:
+                variance = max(spread.weight_grad[before], spread.backward[before])
+            out[signal][site.name] = math.sqrt(float(variance)) * _TO_DECADES
+    return out
+
+
+def _width(site: Site) -> float:
+    """Channels of a convolution, else the last dimension."""
+    return float(max(site.shape[1 if "Conv" in site.module_type and len(site.shape) > 2 else -1], 1))
+
+
+def _log_q(rms: float) -> float:
+    return 2.0 * math.log(rms) if math.isfinite(rms) and rms > 0.0 else 0.0
+
+
+def _activation(site: Site) -> Activation | None:
+    try:
+        return None if site.activation_after is None else activations.get(site.activation_after)
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def student_quantile(tail: float, freedom: int) -> float:
+    """t with P(T > t) = tail, by bisection of the integral: T = √ν·tan θ has a density ∝ cos^(ν−1) θ.
+
+    >>> round(student_quantile(0.025, 10), 3), round(student_quantile(1e-6, 14), 2)
+    (2.228, 7.74)
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+
+    def beyond(theta: float) -> float:
+        half = (math.pi / 2.0 - theta) / 2.0
+        angle = math.pi / 2.0 - half * (1.0 - nodes)
+        return float(half * np.sum(weights * np.cos(angle) ** (freedom - 1)))
+
+    whole, low, high = 2.0 * beyond(0.0), 0.0, math.pi / 2.0
+    for _ in range(200):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if beyond(middle) / whole > tail else (low, middle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gradscope.diagnosis import summary
 from gradscope.recording import Baseline, Comparison, baseline_of, compare
@@ -56,13 +57,13 @@ def check(
         obtained = observed_over_seeds(subject, seeds)
     kept = path.with_suffix(".obtained.json")
     finding = str(summary(recording))
-    told = {"test": test, "path": path, "obtained": obtained, "finding": finding}
+    told: dict[str, Any] = {"test": test, "path": path, "obtained": obtained, "finding": finding}
     if policy.update or (not path.exists() and policy.update_new):
         save_baseline(obtained, path, test)
         kept.unlink(missing_ok=True)
         return Outcome(
             "updated", message=f"baseline {shown(path)} written", headline=f"baseline {shown(path)} written", **told
-        )  # type: ignore[arg-type]
+        )
     if not path.exists():
         return _missing(obtained, path, test, policy, accept, finding)
     expected = load_baseline(path, test)
@@ -123,8 +124,8 @@ def _usable(expected: Baseline, obtained: Baseline, path: Path) -> None:
     was, now = (str(one.facts.get("device", "cpu")) for one in (expected, obtained))
     if was.startswith("cuda") and not now.startswith("cuda"):
         raise BaselineError(
-            f"baseline {shown(path)} was made on {was} and this run is on {now}: run it there, or keep another baseline for"
-            " this device under a name of its own (name=...)"
+            f"baseline {shown(path)} was made on {was} and this run is on {now}: run it there, or keep another baseline"
+            " for this device under a name of its own (name=...)"
         )
     a, b = (one.facts.get("seeds") for one in (expected, obtained))
     if a != b:
@@ -133,8 +134,8 @@ def _usable(expected: Baseline, obtained: Baseline, path: Path) -> None:
         )
     if len(expected.steps) != len(obtained.steps):
         raise BaselineError(
-            f"baseline {shown(path)} has {len(expected.steps)} steps and this run has {len(obtained.steps)}: rewrite the"
-            " baseline"
+            f"baseline {shown(path)} has {len(expected.steps)} steps and this run has {len(obtained.steps)}: rewrite"
+            " the baseline"
         )
 
 

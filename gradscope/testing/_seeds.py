@@ -97,7 +97,8 @@ Entering = Mapping[tuple[str, str], str]
 
 def entering(recording: Recording) -> Entering:
     """The last site of each kind that has a gradient: of matrices a matrix, of biases a bias, as theory pairs them."""
-    sizes, found = baseline_of(recording).sizes, {}
+    sizes = baseline_of(recording).sizes
+    found: dict[tuple[str, str], str] = {}
     for signal in _RELATIVE:
         last: dict[bool, str] = {}
         sites = recording.sites_of(signal)

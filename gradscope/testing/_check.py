@@ -74,7 +74,7 @@ def check(
     told |= {"comparison": found, "expected": expected}
     if found.same:
         kept.unlink(missing_ok=True)
-        return Outcome("same", message=str(found), headline=found.headline, **told)  # type: ignore[arg-type]
+        return Outcome("same", message=str(found), headline=found.headline, **told)
     where = ""
     if policy.keep_obtained:
         try:
@@ -90,7 +90,7 @@ def check(
     ]
     lines += [where, f"to accept: {accept}" if accept else ""]
     message = "\n".join(line for line in lines if line)
-    return Outcome("different", message=message, headline=found.headline, **told)  # type: ignore[arg-type]
+    return Outcome("different", message=message, headline=found.headline, **told)
 
 
 def _missing(obtained: Baseline, path: Path, test: str, policy: Policy, accept: str, finding: str) -> Outcome:

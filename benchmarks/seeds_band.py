@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from gradscope.recording import baseline_of
 from gradscope.recording._baseline import Array
 from gradscope.recording._compare import RTOL
+from gradscope.testing._band import expected_spread, half_width
 from gradscope.testing._observe import Subject, observed
-from gradscope.testing._seeds import _COMPARED, Entering, entering, expected_spread, half_width, relative
+from gradscope.testing._seeds import _COMPARED, Entering, entering, relative
 
 
 def chain(width: int, depth: int = 20, std: float = 1.0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:

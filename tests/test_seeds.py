@@ -13,8 +13,9 @@ from torch import nn
 
 from gradscope.recording import Baseline, baseline_of, compare
 from gradscope.testing import GradientRegression, Policy
+from gradscope.testing._band import expected_spread, student_quantile
 from gradscope.testing._observe import Subject, observed
-from gradscope.testing._seeds import bands_of, entering, expected_spread, merged, student_quantile
+from gradscope.testing._seeds import bands_of, entering, merged
 
 DEPTH, WIDTH, SEEDS = 20, 64, 8
 

@@ -42,6 +42,7 @@ def assert_scale(
         AssertionError: the rms is another; the message says which.
         TypeError, ValueError: an argument is not as above, or the signal is not there.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> layer = nn.Linear(256, 256)
     >>> _ = nn.init.normal_(layer.weight, std=1 / 16)

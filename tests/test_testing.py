@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +274,17 @@ def test_arguments_that_cannot_be_meant_are_refused_in_one_sentence(tmp_path: Pa
     with pytest.raises(ValueError, match="the model's output has no gradient"):
         check(frozen, X)
     assert not list(tmp_path.iterdir())
+
+
+def test_it_works_where_torch_s_own_testing_has_frozen_the_global_flags(tmp_path: Path) -> None:
+    """`torch.testing._internal` calls it when imported, and a suite may import that; it cannot be undone."""
+    program = (
+        "import torch; from torch import nn; torch.backends.disable_global_flags()\n"
+        "from gradscope.testing import assert_signal_propagates\n"
+        "assert_signal_propagates(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), torch.ones(4, 8))\n"
+        "from gradscope.testing._deterministic import deterministic\n"
+        "before = torch._C._get_cudnn_deterministic()\n"
+        "with deterministic(0): assert torch._C._get_cudnn_deterministic()\n"
+        "assert torch._C._get_cudnn_deterministic() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)

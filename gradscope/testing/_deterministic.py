@@ -41,12 +41,14 @@ def deterministic(seed: int) -> Iterator[None]:
     """`seeded`, on one thread and with deterministic algorithms where torch has some; no other setting is touched."""
     threads = torch.get_num_threads()
     mode = torch.get_deterministic_debug_mode()  # use_deterministic_algorithms would import all of torch's compiler
-    cudnn: Any = torch.backends.cudnn
-    chosen, benchmark = cudnn.deterministic, cudnn.benchmark
+    # The flags themselves: the properties of torch.backends.cudnn refuse where torch.testing's internals are imported.
+    flags: Any = torch._C
+    chosen, benchmark = flags._get_cudnn_deterministic(), flags._get_cudnn_benchmark()
     try:
         torch.set_num_threads(1)
         torch.set_deterministic_debug_mode("warn")
-        cudnn.deterministic, cudnn.benchmark = True, False
+        flags._set_cudnn_deterministic(True)
+        flags._set_cudnn_benchmark(False)
         with seeded(seed), warnings.catch_warnings():
             # What has no deterministic algorithm is found by running twice.
             warnings.filterwarnings("ignore", message="(?s).*determinis", category=UserWarning)
@@ -54,7 +56,8 @@ def deterministic(seed: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(mode)
-        cudnn.deterministic, cudnn.benchmark = chosen, benchmark
+        flags._set_cudnn_deterministic(chosen)
+        flags._set_cudnn_benchmark(benchmark)
 
 
 @contextmanager

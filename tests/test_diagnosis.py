@@ -388,8 +388,10 @@ def test_a_part_that_gets_no_gradient_is_not_called_unused_where_calls_were_not_
 
 def test_unknown_says_which_signal_how_many_steps_or_that_no_unit_moments_are_there() -> None:
     one_step = diagnose(probe(stack(2), torch.randn(64, 16))).unknown
-    assert one_step["update-too-large"] == "update was not recorded"
-    assert one_step["clipping-always"] == "1 of the recorded steps are finite and were not skipped, and it needs 10"
+    assert one_step["update-too-large"] == "only a training run tells"
+    assert one_step["clipping-always"] == "only a training run tells"
+    few = diagnose(recorded(steps=3)).unknown
+    assert few["clipping-always"] == "3 of the recorded steps are finite and were not skipped, and it needs 10"
     assert {"saturated-units", "dead-units", "collapsed-batch"} == set(diagnose(recorded(units_every=0)).unknown)
     all_skipped = diagnose(recorded(skipped=range(20))).unknown
     assert set(all_skipped.values()) == {"no recorded step is finite and was not skipped"}

@@ -50,6 +50,10 @@ def judged(evidence: Evidence, chosen: Sequence[str]) -> Findings:
     """What the chosen rules find in the evidence, folded."""
     found, unknown = [], {}
     for name in chosen:
+        over_steps = "update" in RULES[name].needs or RULES[name].fewest(evidence.limits) > 1
+        if over_steps and not evidence.of_a_run:
+            unknown[name] = "only a training run tells"
+            continue
         asked = evidence.facts.get("signals") or ()  # a signal that was, and has no site, says something by that
         lacking = [s for s in SIGNALS if s in RULES[name].needs and not evidence.has(s) and s not in asked]
         if lacking:

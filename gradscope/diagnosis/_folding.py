@@ -42,9 +42,9 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "no-gradient": ("uneven-learning", "update-too-small", "vanishing-gradient"),
     "update-too-large": ("gradient-spike", "exploding-activation", "exploding-gradient", "vanishing-activation",
                          "vanishing-gradient", "saturated-units", "dead-units", "collapsed-batch", "uneven-learning",
-                         "clipping-always", "output-pairing", *_BREAKS),
+                         "clipping-always", "output-pairing", "no-gradient", *_BREAKS),
     "gradient-spike": ("update-too-large", "dead-units", "saturated-units", "collapsed-batch", "uneven-learning",
-                       "clipping-always", *_DEPTH, *_BREAKS),
+                       "clipping-always", "no-gradient", *_DEPTH, *_BREAKS),
     "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning"),
     "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
                        "no-gradient", "vanishing-activation"),
@@ -93,6 +93,8 @@ def _order(one: Finding) -> tuple[int, int, int, int, float]:
 def _follows(one: Finding, root: Finding, places: Mapping[int, int]) -> bool:
     if root.severity == "note" and one.severity != "note":
         return False
+    if one.rule == "no-gradient" and root.rule in _MOVERS and not one.steps:
+        return False  # what is cut from the start was not cut by a step
     if one.rule == root.rule:
         return one.direction == root.direction and one.rule not in ("no-gradient",)
     return one.rule in FOLLOWS.get(root.rule, ()) and _place(one, places) >= _place(root, places) - SLACK

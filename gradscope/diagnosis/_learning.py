@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence
@@ -19,6 +21,12 @@ def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
         and weight[0, i] * np.sqrt(np.prod(layer.weight.shape[1:])) > 1e-2
     ]
     return kept, ratio[:, kept]
+
+
+def optimizers_of(evidence: Evidence) -> list[dict[str, Any]]:
+    """Their classes and groups, as recorded; empty where none is known."""
+    found: list[dict[str, Any]] = evidence.facts.get("optimizers") or []
+    return found
 
 
 def diverging(evidence: Evidence) -> tuple[int, str] | None:

@@ -41,6 +41,7 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
         level = np.log10(gradient_norm(evidence))
     spikes = _spikes(level, evidence)
     if not spikes:
+        yield from _first_step(evidence, level)
         return
     at = max(spikes, key=lambda place: spikes[place])
     first = min(spikes)
@@ -70,6 +71,48 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
         expected=0.0,
         causes=(cause,) if cause else (),
     )
+
+
+def _first_step(evidence: Evidence, level: Floats) -> Iterator[Finding]:
+    """A first gradient that is decades above those of the next steps, for which no layer had time to change much."""
+    behind = level[3 : _FEWEST + 3]
+    behind = behind[np.isfinite(behind)]
+    if not evidence.from_the_start or not len(behind) or not np.isfinite(level[0]):
+        return
+    above = float(level[0] - behind.max())
+    loss = evidence.loss[[0, *range(3, min(_FEWEST + 3, len(evidence.loss)))]]
+    limit = 2 * evidence.limits.spike_decades
+    if above < limit or not loss[0] > 10 * abs(np.nanmedian(loss[1:])):
+        return
+    site, _ = _largest(evidence, 0)
+    yield Finding(
+        "gradient-spike",
+        "warning",
+        f"The first gradient is {factor(10**above)} times any of the next steps, and the loss falls from {loss[0]:.3g} "
+        f"to {np.nanmedian(loss[1:]):.3g}: the loss was close to where it is infinite (the logarithm of nearly 0, a "
+        "division by nearly 0), and one step took it away from there.",
+        "keep what the loss divides by, or takes the logarithm of, away from 0: softplus or exp in place of ReLU, a "
+        "larger epsilon",
+        "Chowdhery et al. (2022), section 5.1",
+        direction="backward",
+        sites=() if site is None else (site.name,),
+        frontier=site,
+        value=above,
+        unit="decades above those of the next steps",
+        limit=limit,
+        limit_from="what a loss that is finite everywhere does not do in three steps",
+        expected=0.0,
+        causes=("the loss has a pole near the first outputs",),
+    )
+
+
+def _largest(evidence: Evidence, place: int) -> tuple[Site | None, float]:
+    """The site whose gradient is the largest at a step."""
+    sites, rms = evidence.sites("activation_grad"), evidence.values("activation_grad")
+    if not sites or not np.isfinite(rms[place]).any():
+        return None, 0.0
+    i = int(np.nanargmax(rms[place]))
+    return sites[i], float(rms[place, i])
 
 
 def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:

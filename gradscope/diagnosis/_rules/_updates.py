@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
-from gradscope.diagnosis._outside import changed_outside, inputs_rise
+from gradscope.diagnosis._outside import changed_outside, inputs_rise, undone
 from gradscope.diagnosis._registry import lasting, rule
 from gradscope.diagnosis._words import factor, listed, names
 from gradscope.recording import Site
@@ -101,6 +101,9 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     if (rounded := _rounded_away(evidence)) is not None:
         yield rounded
         return
+    if (taken := _taken_back(evidence)) is not None:
+        yield taken
+        return
     if largest >= evidence.limits.update_small:
         resting = list(_came_to_rest(evidence, kept, ratio))
         yield from resting or _hardly_moved(evidence, kept, ratio)
@@ -159,6 +162,32 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
         limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
         expected=0.0,
         causes=(f"weights in {sites[0].dtype}",),
+    )
+
+
+def _taken_back(evidence: Evidence) -> Finding | None:
+    """Updates that something other than the optimizer undoes."""
+    sites, share, since = undone(evidence)
+    if not sites or learns(evidence):
+        return None
+    return Finding(
+        "update-too-small",
+        "error",
+        f"Something other than the optimizer takes back {share:.1%} of what each step adds to {listed(names(sites))}: "
+        "their means do not move as the updates say.",
+        "look for what writes to the weights between the steps: a running average that is copied back, a state_dict "
+        "that is loaded, a projection or a clamp",
+        "",
+        direction="both",
+        sites=names(sites),
+        steps=(since,) if since > evidence.step(0) else (),
+        frontier=sites[0],
+        value=share,
+        unit="share of each update that is taken back",
+        limit=0.9,
+        limit_from="a step of which a tenth is left",
+        expected=0.0,
+        causes=("the weights are written to between the steps",),
     )
 
 

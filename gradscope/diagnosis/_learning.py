@@ -29,6 +29,11 @@ def optimizers_of(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
+def is_adaptive(optimizer: str) -> bool:
+    """Whether a class of optimizers, by its name, divides by the gradient's size: Adam and its kin, RMSprop, Lion."""
+    return any(part in optimizer.lower() for part in ("ada", "prop", "lion", "muon", "shampoo", "soap", "sign"))
+
+
 def diverging(evidence: Evidence) -> tuple[int, str] | None:
     """The place from which the loss grows far beyond where it began, or the run is not finite, and a sentence."""
     loss = evidence.loss

@@ -27,7 +27,7 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
     """NaN or infinity; the layer that made the first one is named, not those that carried it on."""
     loss = _infinite_loss(evidence)
     if loss is not None:
-        yield from _of_the_loss("non-finite", *loss) if not loss[0].dtype == "float16" else ()
+        yield from _of_the_loss("non-finite", *loss) if loss[0].dtype != "float16" else ()
         return
     found = first(evidence)
     if found is None or overflowed(evidence, found) is not None:

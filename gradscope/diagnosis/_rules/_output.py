@@ -234,8 +234,9 @@ def _surprise(found: FirstLoss | None) -> Iterator[Finding]:
     name = found.last.module
     if found.outside:
         said = (
-            f"The first outputs have an rms of {found.size:.3g}, and no target is beyond {found.expected:.3g}: the loss "
-            "begins far above what any guess among the targets costs, and the first steps only bring the outputs down."
+            f"The first outputs have an rms of {found.size:.3g}, and no target is beyond {found.expected:.3g}: the "
+            "loss begins far above what any guess among the targets costs, and the first steps only bring the outputs "
+            "down."
         )
         remedy = (
             f"begin with smaller weights before {name or found.last.name!r}: gradscope.init.initialize(model, "

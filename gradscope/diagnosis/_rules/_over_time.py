@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._learning import is_adaptive, learns, optimizers_of
 from gradscope.diagnosis._outside import changed_outside, inputs_rise, risen
 from gradscope.diagnosis._registry import lasting_twice, rule
 from gradscope.diagnosis._words import factor
@@ -223,9 +224,10 @@ def clipping_always(evidence: Evidence) -> Iterator[Finding]:
     if share < evidence.limits.clipped_share or typical >= evidence.limits.clipped_to:
         return
     quantile = float(np.nanquantile(norm, 0.9))
+    adaptive = any(is_adaptive(one["class"]) for one in optimizers_of(evidence))
     yield Finding(
         "clipping-always",
-        "warning",
+        "note" if adaptive and typical > 1e-3 and learns(evidence) else "warning",  # a constant factor is nothing to it
         f"The gradients were clipped at {share:.0%} of the steps, in the median to {typical:.2g} of their size. The "
         "limit sets the size of each step, and the direction of large batches counts no more than that of small ones.",
         f"raise max_norm to about {quantile:.2g} (nine of ten steps then pass), and lower the learning rate by as much",

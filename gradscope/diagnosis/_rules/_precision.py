@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import classes_of, kinds_of, last_site, mean_loss
-from gradscope.diagnosis._learning import learns, optimizers_of
+from gradscope.diagnosis._learning import is_adaptive, learns, optimizers_of
 from gradscope.diagnosis._registry import no_step, rule
 from gradscope.diagnosis._words import factor, names
 
@@ -94,7 +94,7 @@ def _divided(evidence: Evidence) -> Iterator[Finding]:
     known = evidence.loss[np.isfinite(evidence.loss)]
     if last is None or not known.size or not evidence.from_the_start or not evidence.training or learns(evidence):
         return
-    if any("ada" in one["class"].lower() or "prop" in one["class"].lower() for one in optimizers_of(evidence)):
+    if any(is_adaptive(one["class"]) for one in optimizers_of(evidence)):
         return  # a constant factor of the gradient does not matter to them
     size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
     classes = 2 if kind.startswith("BinaryCrossEntropy") else classes_of(evidence, last)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence, median
+from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
 from gradscope.diagnosis._outside import changed_outside, inputs_rise, undone
@@ -276,6 +277,11 @@ def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
     known = np.isfinite(level)
     if known.sum() < 2:
         return
+    if learns(evidence) and np.isfinite(evidence.loss).any():  # then nothing is too fast, and some kinds are slow
+        known &= ~_excused(evidence, kept, level)
+        level = np.where(known, level, np.nan)
+        if known.sum() < 2:
+            return
     spread = float(np.nanmax(level[known]) - np.nanmin(level[known]))
     if spread < evidence.limits.uneven_decades:
         return
@@ -307,3 +313,22 @@ def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
         expected=0.0,
         causes=(f"odd one out: {listed([chosen.name])}",),
     )
+
+
+def _excused(evidence: Evidence, kept: list[int], level: Floats) -> np.ndarray:
+    """Layers of a kind all of whose members, one in each of several blocks, are slow.
+
+    Queries and keys whose attention is still even, and what stands behind a gain that begins at nearly zero, are slow
+    by design, in each block; what loses its gradient over the depth is slow in some blocks, and not in others.
+    """
+    kinds = [re.sub(r"\d+", "#", evidence.layers[i].module) for i in kept]
+    typical = float(np.nanmedian(level[np.isfinite(level)]))
+    found = np.zeros(len(kept), dtype=bool)
+    for kind in set(kinds):
+        own = np.array([one == kind for one in kinds])
+        if own.sum() >= 2 and not own.all():
+            slowest, fastest = np.nanmin(level[own]), np.nanmax(level[own])
+            alike = fastest - slowest < evidence.limits.uneven_decades / 2
+            if fastest < typical - 1.0 or (alike and fastest < typical):
+                found |= own
+    return found

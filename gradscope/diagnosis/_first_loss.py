@@ -76,6 +76,18 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     return _outside(evidence, first, kind)
 
 
+def guesses(evidence: Evidence) -> bool:
+    """Whether a loss of classes is still about what guessing costs, at the end: then there is something to learn."""
+    last, kind = last_site(evidence), mean_loss(evidence, kinds_of(evidence))
+    known = evidence.loss[np.isfinite(evidence.loss)]
+    if last is None or not known.size:
+        return False
+    classes = 2 if kind.startswith("BinaryCrossEntropy") else None
+    if kind.startswith("NllLoss"):
+        classes = classes_of(evidence, last)
+    return classes is not None and classes > 1 and float(np.median(known[-3:])) > 0.7 * math.log(classes)
+
+
 def _outside(evidence: Evidence, first: float, kind: str) -> FirstLoss | None:
     """First outputs beyond all targets: one within their range costs at most the square of that range."""
     targets, output = _targets(evidence), output_site(evidence)

@@ -50,6 +50,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
                        "no-gradient", "vanishing-activation", "update-too-large"),
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
     "default-init": ("uneven-learning", "init-mismatch"),
+    "loss-scale": ("update-too-small",),
     "clipping-always": ("update-too-small",),
 }  # fmt: skip
 
@@ -84,6 +85,8 @@ def _order(one: Finding) -> tuple[int, int, int, int, float]:
         place = 1
     if since and one.rule in _MOVERS:  # what was sound before was changed by a step, or by a batch
         place = -1
+    if one.rule == "update-too-small" and one.severity != "error":  # small steps are what small gradients make
+        place += 1
     early = 0 if not since else 1
     return (
         early if one.severity != "note" else 2,

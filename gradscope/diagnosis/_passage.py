@@ -112,8 +112,8 @@ def _since_the_input(evidence: Evidence, level: Floats, lost: bool) -> Floats:
     sign = 1.0 if lost else -1.0
     entering = evidence.level("activation")[:, inputs]
     start = np.clip(entering, level[:, :1] - 1.0, level[:, :1] + 1.0)
-    if lost:  # an input of the size for which first weights are made may not be lost in the first layer
-        start = np.maximum(start, np.minimum(entering, 0.0))
+    if lost:  # an input of the size for which first weights are made may not be lost in the first layer as it begins
+        start[:1] = np.maximum(start[:1], np.minimum(entering[:1], 0.0))
     with np.errstate(invalid="ignore"):
         there = np.where(np.isfinite(level), sign * level, -np.inf)
         beyond = np.maximum.accumulate(there[:, ::-1], axis=1)[:, ::-1]

@@ -75,23 +75,22 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _first_step(evidence: Evidence, level: Floats) -> Iterator[Finding]:
-    """A first gradient that is decades above those of the next steps, for which no layer had time to change much."""
-    behind = level[3 : _FEWEST + 3]
-    behind = behind[np.isfinite(behind)]
-    if not evidence.from_the_start or not len(behind) or not np.isfinite(level[0]):
+    """A first gradient that is decades above those ten steps later: no layer had time to change by as much."""
+    soon = slice(_FEWEST, 2 * _FEWEST)
+    behind, loss = level[soon][np.isfinite(level[soon])], evidence.loss
+    if not evidence.from_the_start or len(behind) < _FEWEST / 2 or not np.isfinite(level[0]):
         return
-    above = float(level[0] - behind.max())
-    loss = evidence.loss[[0, *range(3, min(_FEWEST + 3, len(evidence.loss)))]]
-    limit = 2 * evidence.limits.spike_decades
-    if above < limit or not loss[0] > 10 * abs(np.nanmedian(loss[1:])):
+    above, after = float(level[0] - behind.max()), float(np.nanmedian(loss[soon]))
+    limit = 3 * evidence.limits.spike_decades
+    if above < limit or not loss[0] > 100 * abs(after):
         return
-    site, _ = _largest(evidence, 0)
+    site = _largest(evidence, 0)
     yield Finding(
         "gradient-spike",
         "warning",
-        f"The first gradient is {factor(10**above)} times any of the next steps, and the loss falls from {loss[0]:.3g} "
-        f"to {np.nanmedian(loss[1:]):.3g}: the loss was close to where it is infinite (the logarithm of nearly 0, a "
-        "division by nearly 0), and one step took it away from there.",
+        f"The first gradient is {factor(10**above)} times those of ten steps later, and the loss falls from "
+        f"{loss[0]:.3g} to {after:.3g} in them: it was close to where it is infinite (the logarithm of nearly 0, a "
+        "division by nearly 0), and each sample that comes near again throws the weights.",
         "keep what the loss divides by, or takes the logarithm of, away from 0: softplus or exp in place of ReLU, a "
         "larger epsilon",
         "Chowdhery et al. (2022), section 5.1",
@@ -99,21 +98,20 @@ def _first_step(evidence: Evidence, level: Floats) -> Iterator[Finding]:
         sites=() if site is None else (site.name,),
         frontier=site,
         value=above,
-        unit="decades above those of the next steps",
+        unit="decades above those of ten steps later",
         limit=limit,
-        limit_from="what a loss that is finite everywhere does not do in three steps",
+        limit_from="what a loss that is finite everywhere does not do in ten steps",
         expected=0.0,
         causes=("the loss has a pole near the first outputs",),
     )
 
 
-def _largest(evidence: Evidence, place: int) -> tuple[Site | None, float]:
+def _largest(evidence: Evidence, place: int) -> Site | None:
     """The site whose gradient is the largest at a step."""
     sites, rms = evidence.sites("activation_grad"), evidence.values("activation_grad")
     if not sites or not np.isfinite(rms[place]).any():
-        return None, 0.0
-    i = int(np.nanargmax(rms[place]))
-    return sites[i], float(rms[place, i])
+        return None
+    return sites[int(np.nanargmax(rms[place]))]
 
 
 def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:

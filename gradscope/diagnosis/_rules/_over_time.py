@@ -80,7 +80,7 @@ def _first_step(evidence: Evidence, level: Floats) -> Iterator[Finding]:
     behind, loss = level[soon][np.isfinite(level[soon])], evidence.loss
     if not evidence.from_the_start or len(behind) < _FEWEST / 2 or not np.isfinite(level[0]):
         return
-    above, after = float(level[0] - behind.max()), float(np.nanmedian(loss[soon]))
+    above, after = float(level[0] - behind.max()), float(median(loss[soon]))
     limit = 3 * evidence.limits.spike_decades
     if above < limit or not loss[0] > 100 * abs(after):
         return

@@ -20,6 +20,9 @@ _MANY, _EARLY = 50, 150
 """Steps from which on a loss that stands still means something, and up to which one that does not fall does: later in
 a run the steps only keep up with the noise."""
 
+_PROMISED_TOGETHER = "‖gradient‖·‖update‖, summed over the steps, over the loss"
+_PROMISED_EACH = "‖gradient‖·‖update‖ of a step over the first loss"
+
 _PROMISED_AT_LEAST = 0.03
 """Of the loss, by all steps together: less than a third of the least decrease that counts as learning."""
 
@@ -41,6 +44,7 @@ _WARM = 3
     "what a step does; and the loss does not fall, or rises",
     reference="LeCun et al. (1998), section 4.7",
     needs=("update", "weight"),
+    of_the_start=(_PROMISED_EACH,),
 )
 def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     """Steps so large that they replace the weights instead of mending them."""
@@ -105,6 +109,7 @@ def _sane(evidence: Evidence, lr: float, value: float, limit: float) -> str:
     reference="float32's relative precision, 6·10⁻⁸",
     needs=("update", "weight"),
     fewest=lasting,
+    of_the_start=(_PROMISED_TOGETHER,),
 )
 def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that nothing is learned, in any layer."""
@@ -262,7 +267,7 @@ def _promises_little(evidence: Evidence) -> Iterator[Finding]:
         "Boyd & Vandenberghe (2004), section 9.2",
         direction="both",
         value=share,
-        unit="sum over the steps of ‖gradient‖·‖update‖ over the loss",
+        unit=_PROMISED_TOGETHER,
         limit=_PROMISED_AT_LEAST,
         limit_from="the loss falls by no more than that, whatever the curvature, as long as the steps are small",
         expected=1.0,
@@ -301,7 +306,7 @@ def _promises_too_much(evidence: Evidence) -> Iterator[Finding]:
         direction="both",
         steps=(evidence.step(place),),
         value=typical,
-        unit="‖gradient‖·‖update‖ of a step over the first loss",
+        unit=_PROMISED_EACH,
         limit=_PROMISED_AT_MOST,
         limit_from="a loss cannot fall by more than itself: beyond about that the gradient says nothing of a step",
         expected=0.1,

@@ -21,6 +21,7 @@ from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._registry import RULES
+from gradscope.diagnosis._rows import Rows
 from gradscope.recording import Recording
 
 WINDOW = 100
@@ -74,6 +75,7 @@ class Watch:
         self._norms: deque[float] = deque(maxlen=_LATEST)
         self._losses: deque[float] = deque(maxlen=_FEWEST + 1)
         self._odd_at: int | None = None
+        self._rows: Rows | None = None
 
     @property
     def wants_units(self) -> bool:
@@ -104,7 +106,9 @@ class Watch:
 
     def look(self, recording: Recording, step: int) -> None:
         """Ask the rules now."""
-        evidence = Evidence(recording, self._limits, WINDOW)
+        if self._rows is None or self._rows.recording is not recording:
+            self._rows = Rows(recording)
+        evidence = Evidence(recording, self._limits, WINDOW, self._rows)
         found: dict[_Key, Finding] = {}
         for one in judged(evidence, list(RULES)):  # of several of one rule the worst, which comes first
             found.setdefault((one.rule, one.direction), one)

@@ -126,7 +126,7 @@ def _divided(evidence: Evidence) -> Iterator[Finding]:
 def _of_the_scaler(evidence: Evidence) -> Iterator[Finding]:
     recording, window = evidence.recording, evidence.window
     skipped = recording.skipped[window]
-    scale = recording.notes_of(("loss_scale",), window)[0]
+    scale = evidence.notes_of_all("loss_scale")
     known = scale[np.isfinite(scale)]
     if not known.size:
         return

@@ -10,7 +10,6 @@ from typing import Any, overload
 from gradscope.diagnosis._finding import SEVERITIES, Finding, Severity
 from gradscope.recording._sweep_json import strict
 
-
 NO_STEP = "no step is recorded yet"
 NONE_COUNTS = "no recorded step is finite and was not skipped"
 WITHOUT_STEPS = (NO_STEP, NONE_COUNTS)

@@ -17,6 +17,8 @@ from gradscope.diagnosis._rules import (
     _updates,
 )
 
+from gradscope.diagnosis._rules import _uneven  # isort: skip
+
 __all__ = [
     "_cut",
     "_depth",
@@ -26,6 +28,7 @@ __all__ = [
     "_output",
     "_over_time",
     "_precision",
+    "_uneven",
     "_units",
     "_updates",
 ]

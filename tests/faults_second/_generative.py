@@ -31,8 +31,8 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     return (mean.pow(2) + log_var.exp() - 1 - log_var).sum(1) / 2
 
 
-@healthy("VAE", "vae-both-summed", steps=150)
-@healthy("VAE", "vae-beta-in-warm-up", {"warm": 100}, steps=150)
+@healthy("VAE", "vae-both-summed", steps=250)
+@healthy("VAE", "vae-beta-in-warm-up", {"warm": 100}, steps=250)
 @faulty(
     "VAE",
     "vae-kl-summed-pixels-averaged",
@@ -40,7 +40,7 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     {"pixels": "mean"},
     cure="structural",
     also=("collapsed-batch", "vanishing-gradient", "uneven-learning", "vanishing-activation"),
-    steps=150,
+    steps=250,
 )
 @faulty(
     "VAE",
@@ -50,7 +50,7 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     cure="structural",
     also=("uneven-learning", "collapsed-batch", "vanishing-gradient"),
     where="encoder*",
-    steps=150,
+    steps=250,
 )
 @faulty(
     "VAE",
@@ -60,7 +60,7 @@ def divergence(mean: Tensor, log_var: Tensor) -> Tensor:
     twin={"standard": True},
     cure="structural",
     also=("exploding-activation", "exploding-gradient", "non-finite", "input-scale", "saturated-units"),
-    steps=150,
+    steps=250,
 )
 def vae(
     seed: int, pixels: str = "sum", sample: bool = False, standard: bool = False, bce: bool = False, warm: int = 0

@@ -70,7 +70,6 @@ def plateau(seed: int, mode: str = "min") -> Run:
     "update-too-small",
     {"by_batch": True},
     cure="lr",
-    start=20,
     steps=150,
 )
 def epochs(seed: int, by_batch: bool = False) -> Run:

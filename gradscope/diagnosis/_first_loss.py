@@ -32,6 +32,7 @@ class FirstLoss:
         expected: ln C, or the size of the outputs.
         classes: C; None for a regression.
         size: rms of the outputs.
+        outside: of a regression, whether it is the outputs that are too large, and not the targets.
     """
 
     last: Site
@@ -39,6 +40,7 @@ class FirstLoss:
     expected: float
     classes: int | None
     size: float
+    outside: bool = False
 
 
 def kinds_of(evidence: Evidence) -> list[str]:
@@ -57,29 +59,67 @@ def first_loss(evidence: Evidence) -> FirstLoss | None:
     """None where it is as it should be, or is not known."""
     last, kinds = last_site(evidence), kinds_of(evidence)
     loss = evidence.loss[np.isfinite(evidence.loss)]
-    if last is None or not loss.size or not evidence.from_the_start:
+    if not loss.size or not evidence.from_the_start:
         return None
-    size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
-    first, kind = float(loss[0]), _mean_loss(evidence, kinds)
-    classes = _classes(evidence, last) if kind.startswith("NllLoss") else None
+    first, kind = float(loss[0]), mean_loss(evidence, kinds)
+    if last is None:
+        return _outside(evidence, first, kind)
+    size = _first_size(evidence, last)
+    classes = classes_of(evidence, last) if kind.startswith("NllLoss") else None
     if classes is not None and classes > 1:
         expected = math.log(classes)
         return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
-    target = _target(evidence)
+    targets = _targets(evidence)
+    target = max(map(abs, targets)) if targets else None
     if target is not None and size > 0 and target > TARGETS * max(size, 0.1):
         return FirstLoss(last, target, size, None, size)
-    return None
+    return _outside(evidence, first, kind)
 
 
-def _target(evidence: Evidence) -> float | None:
-    """The largest size of a regression's targets, where it could be read: whatever the loss's reduction."""
+def guesses(evidence: Evidence) -> bool:
+    """Whether a loss of classes is still about what guessing costs, at the end: then there is something to learn."""
+    last, kind = last_site(evidence), mean_loss(evidence, kinds_of(evidence))
+    known = evidence.loss[np.isfinite(evidence.loss)]
+    if last is None or not known.size:
+        return False
+    classes = 2 if kind.startswith("BinaryCrossEntropy") else None
+    if kind.startswith("NllLoss"):
+        classes = classes_of(evidence, last)
+    return classes is not None and classes > 1 and float(np.median(known[-3:])) > 0.7 * math.log(classes)
+
+
+def _outside(evidence: Evidence, first: float, kind: str) -> FirstLoss | None:
+    """First outputs beyond all targets: one within their range costs at most the square of that range."""
+    targets, output = _targets(evidence), output_site(evidence)
+    if targets is None or output is None or not kind.startswith("MseLoss"):
+        return None
+    size, most = _first_size(evidence, output), max(map(abs, targets))
+    worst = (targets[1] - targets[0]) ** 2
+    if not (worst > 0 and first > SURPRISE * worst and size > most):
+        return None
+    return FirstLoss(output, size, most, None, size, outside=True)
+
+
+def _first_size(evidence: Evidence, site: Site) -> float:
+    return float(evidence.values("activation")[0, evidence.sites("activation").index(site)])
+
+
+def output_site(evidence: Evidence) -> Site | None:
+    """That of which the loss is computed, as far as the graph under it tells; else the last layer's."""
+    named = {node["site"] for node in evidence.facts.get("loss_graph") or [] if node.get("output") and "site" in node}
+    found = [s for s in evidence.sites("activation") if s.name in named]
+    return found[0] if len(found) == 1 else last_site(evidence)
+
+
+def _targets(evidence: Evidence) -> tuple[float, float] | None:
+    """The least and the largest of a regression's targets, where they could be read: whatever the loss's reduction."""
     for node in (evidence.facts.get("loss_graph") or [])[:4]:
         if node["node"].startswith(("MseLoss", "SmoothL1Loss", "HuberLoss")) and "target_max" in node:
-            return max(abs(float(node["target_min"])), abs(float(node["target_max"])))
+            return float(node["target_min"]), float(node["target_max"])
     return None
 
 
-def _mean_loss(evidence: Evidence, kinds: Sequence[str]) -> str:
+def mean_loss(evidence: Evidence, kinds: Sequence[str]) -> str:
     """The operation that made the loss; empty where it was multiplied, added to, or summed up over the batch: its size
     then tells nothing."""
     for i, kind in enumerate(kinds):
@@ -88,7 +128,7 @@ def _mean_loss(evidence: Evidence, kinds: Sequence[str]) -> str:
     return ""
 
 
-def _classes(evidence: Evidence, last: Site) -> int | None:
+def classes_of(evidence: Evidence, last: Site) -> int | None:
     for node in evidence.facts.get("loss_graph") or []:
         if "classes" in node:
             return int(node["classes"])

@@ -45,14 +45,19 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
                          "clipping-always", "output-pairing", "no-gradient", *_BREAKS),
     "gradient-spike": ("update-too-large", "dead-units", "saturated-units", "collapsed-batch", "uneven-learning",
                        "clipping-always", "no-gradient", *_DEPTH, *_BREAKS),
-    "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning"),
+    "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning", "update-too-large"),
     "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
-                       "no-gradient", "vanishing-activation"),
+                       "no-gradient", "vanishing-activation", "update-too-large"),
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
     "default-init": ("uneven-learning", "init-mismatch"),
+    "loss-scale": ("update-too-small",),
+    "clipping-always": ("update-too-small",),
 }  # fmt: skip
 
 _MOVERS = ("input-scale", "gradient-spike", "update-too-large")
+
+UNIT_OF_THE_LOSS = "steps with an infinite loss"
+"""Of a finding on a loss that the loss function made infinite, whatever the model gave it."""
 
 SLACK = 3
 """Recorded steps by which what follows may be seen before its cause: rules need a few to be sure."""
@@ -76,10 +81,12 @@ def _order(one: Finding) -> tuple[int, int, int, int, float]:
     place = list(FOLLOWS).index(one.rule) if one.rule in FOLLOWS else len(FOLLOWS)
     if one.rule == "collapsed-batch" and one.severity == "error":  # at once, at one layer: no matter of depth
         place = list(FOLLOWS).index("dead-units")
-    if one.rule == "dtype-overflow" and not since:
+    if not since and (one.rule == "dtype-overflow" or one.unit == UNIT_OF_THE_LOSS):
         place = 1
     if since and one.rule in _MOVERS:  # what was sound before was changed by a step, or by a batch
         place = -1
+    if one.rule == "update-too-small" and one.severity != "error":  # small steps are what small gradients make
+        place += 1
     early = 0 if not since else 1
     return (
         early if one.severity != "note" else 2,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence
+from gradscope.diagnosis._evidence import Evidence, Floats
 
 
 def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
@@ -19,6 +21,17 @@ def learning(evidence: Evidence) -> tuple[list[int], np.ndarray]:
         and weight[0, i] * np.sqrt(np.prod(layer.weight.shape[1:])) > 1e-2
     ]
     return kept, ratio[:, kept]
+
+
+def optimizers_of(evidence: Evidence) -> list[dict[str, Any]]:
+    """Their classes and groups, as recorded; empty where none is known."""
+    found: list[dict[str, Any]] = evidence.facts.get("optimizers") or []
+    return found
+
+
+def is_adaptive(optimizer: str) -> bool:
+    """Whether a class of optimizers, by its name, divides by the gradient's size: Adam and its kin, RMSprop, Lion."""
+    return any(part in optimizer.lower() for part in ("ada", "prop", "lion", "muon", "shampoo", "soap", "sign"))
 
 
 def diverging(evidence: Evidence) -> tuple[int, str] | None:
@@ -59,3 +72,37 @@ def learns(evidence: Evidence) -> bool:
     k = max(1, len(known) // 5)
     first, last = float(known[:3].min()), float(np.median(known[-k:]))
     return last < first - 0.1 * abs(first)
+
+
+def promised(evidence: Evidence) -> Floats:
+    """By how much each step can lower the loss to first order: Σ ‖g‖·‖u‖ over the parameters, `(steps,)`.
+
+    It is what plain gradient descent promises exactly, −g·u = ‖g‖·‖u‖, and a bound for every other optimizer
+    (Cauchy-Schwarz). NaN where the gradients or updates of a step were not recorded.
+    """
+    return evidence.once(_promised)
+
+
+def _promised(evidence: Evidence) -> Floats:
+    if not (evidence.has("weight_grad") and evidence.has("update")):
+        return np.full(len(evidence.at), np.nan)
+    place = {site.name: i for i, site in enumerate(evidence.sites("update"))}
+    both = [(i, place[s.name]) for i, s in enumerate(evidence.sites("weight_grad")) if s.name in place]
+    sizes = np.array([np.prod(evidence.sites("weight_grad")[i].shape) for i, _ in both], dtype=np.float64)
+    gradient = evidence.values("weight_grad")[:, [i for i, _ in both]]
+    update = evidence.values("update")[:, [j for _, j in both]]
+    product = gradient * update * sizes  # ‖·‖ = rms·√n, twice
+    known = np.isfinite(product)
+    return np.where(known.any(axis=1), np.where(known, product, 0.0).sum(axis=1), np.nan)
+
+
+def coherence(evidence: Evidence) -> float:
+    """Whether the steps go the same way, from 0 to 1: the median over the weights of |Σ m| / Σ |m|, m the mean of an
+    update. Of N steps at random it is about 1/√N."""
+    mean = evidence.by_layer("update", "mean")
+    known = np.isfinite(mean)
+    total, every = np.abs(np.where(known, mean, 0.0).sum(axis=0)), np.where(known, np.abs(mean), 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = total / every
+    share = share[np.isfinite(share)]
+    return float(np.median(share)) if share.size else 0.0

@@ -76,7 +76,7 @@ def _nodes(first: Node) -> list[dict[str, Any]]:
             row["under"] = under  # its place in this list: a loss of several terms has a branch for each
         if inside and not below:
             row["output"] = True  # of the model: the loss takes it
-        found.append(row | ({"inside": True} if inside else _told_by(node)))
+        found.append(row | ({"inside": True} | _axis_of(node) if inside else _told_by(node)))
         for source, _ in node.next_functions:
             if source is not None and source not in seen and not _is_parameter(source):
                 seen.add(source)
@@ -109,6 +109,16 @@ def _told_by(node: Node) -> dict[str, Any]:
     except (AttributeError, IndexError, RuntimeError, TypeError):
         pass
     return summed
+
+
+def _axis_of(node: Node) -> dict[str, Any]:
+    """Over how many a softmax goes: nothing that was saved is unpacked for that."""
+    if not node.name().startswith(("Softmax", "LogSoftmax")):
+        return {}
+    try:
+        return {"classes": _classes(node)}
+    except (AttributeError, IndexError):
+        return {}
 
 
 def _classes(node: Node) -> int:

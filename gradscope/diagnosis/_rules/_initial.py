@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
     """torch's default weights, of variance 1/(3·fan_in), under a row of ReLUs or the like."""
     for row in _rows(evidence):
         found = [s for s in row if s.is_default and s.activation != "identity"]
-        decades = -sum(s.forward for s in found)
+        decades = -sum(s.forward for s in _in_series(evidence, found))
         if len(found) < 2 or decades < 1.0 or not _is_so(evidence, row, -decades):
             continue
         kinds = ", ".join(sorted({s.activation for s in found}))
@@ -53,7 +53,7 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
     for row in _rows(evidence):
         hidden = [s for s in row[:-1] if not s.is_default]  # a last layer may begin as small as it likes
         single = [s for s in hidden if abs(s.forward) >= 1.5]
-        total = sum(s.forward for s in hidden)
+        total = sum(s.forward for s in _in_series(evidence, hidden))
         if not single and abs(total) < evidence.limits.activation_decades:
             continue
         largest = max(single, key=lambda s: abs(s.forward)).forward if single else total
@@ -61,7 +61,7 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
         if not found or not _is_so(evidence, row, sum(s.forward for s in found)):
             continue
         worst = max(found, key=lambda s: abs(s.forward))
-        decades = sum(s.forward for s in found)
+        decades = sum(s.forward for s in _in_series(evidence, found))
         word = "small" if decades < 0 else "large"
         yield _finding(
             "init-mismatch",
@@ -87,6 +87,31 @@ def _is_so(evidence: Evidence, row: Sequence[Start], decades: float) -> bool:
     moved = [v - start for v in at if np.isfinite(v - start)]
     measured = (min(moved) if decades < 0 else max(moved)) if moved else 0.0
     return measured / decades >= 0.5
+
+
+def _in_series(evidence: Evidence, row: Sequence[Start]) -> list[Start]:
+    """Of layers side by side, as queries, keys and values are, the first.
+
+    What arrives at a layer has an rms of about its output's over √(fan_in · variance). Where that is nearer to what
+    arrives at the layer before than to what that one gives, both take the same.
+    """
+    if not evidence.has("activation"):
+        return list(row)
+    sites = evidence.sites("activation")
+    level = dict(zip((s.name for s in sites), evidence.level("activation")[0].tolist(), strict=True))
+    kept: list[Start] = []
+    for start in row:
+        if not (kept and _beside(kept[-1], start, level)):
+            kept.append(start)
+    return kept
+
+
+def _beside(one: Start, other: Start, level: Mapping[str, float]) -> bool:
+    if one.activation != "identity":
+        return False
+    given = [level.get(s.layer.site.name, np.nan) if s.layer.site is not None else np.nan for s in (one, other)]
+    taken = [size - np.log10(s.scale) / 2 for size, s in zip(given, (one, other), strict=True)]
+    return bool(abs(taken[1] - taken[0]) < abs(taken[1] - given[0]))
 
 
 def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:

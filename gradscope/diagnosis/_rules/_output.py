@@ -62,8 +62,8 @@ _PASSED_THROUGH = frozenset(
 
 @rule(
     "output-pairing",
-    limit="two softmaxes or two logistics in a row; an output that cannot reach its targets; a loss of classes that "
-    "begins beyond twice ln C plus 1",
+    limit="two softmaxes or two logistics in a row, or a softmax over another axis than the classes; an output that "
+    "cannot reach its targets, or begins beyond them all; a loss of classes that begins beyond twice ln C plus 1",
     reference="torch.nn.CrossEntropyLoss, BCEWithLogitsLoss",
     of_the_start=True,
 )
@@ -72,7 +72,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
     kinds = kinds_of(evidence)
     last = last_site(evidence)
-    found = _twice(nodes, kinds) or _bounded(nodes, kinds)
+    found = _twice(nodes, kinds) or _bounded(nodes, kinds) or _axis(nodes, kinds)
     if found is not None:
         said, remedy, value = found
         last = _offending(evidence, nodes, kinds) or last
@@ -148,6 +148,34 @@ def _twice(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, 
     return None
 
 
+def _axis(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
+    """A softmax that goes over another axis than that of the classes."""
+    for i, kind in enumerate(kinds):
+        if not kind.startswith("NllLoss") or "classes" not in nodes[i]:
+            continue
+        for j in _chain(nodes, kinds, i):
+            over = nodes[j].get("classes")
+            if kinds[j] in ("Softmax", "LogSoftmax") and over is not None and over != nodes[i]["classes"]:
+                return (
+                    f"The loss takes probabilities of {nodes[i]['classes']} classes, and the softmax before it goes "
+                    f"over an axis of {over}: it makes the samples compete with each other, and not the classes.",
+                    "give the softmax the axis of the classes (dim=1, or −1), or take it out and use "
+                    "torch.nn.CrossEntropyLoss on the logits",
+                    float(over),
+                )
+    return None
+
+
+def _chain(nodes: Sequence[dict[str, Any]], kinds: Sequence[str], place: int) -> Iterator[int]:
+    """The places of what an operation was computed from, one after the other, as long as that is one thing."""
+    while True:
+        below = [i for i, node in enumerate(nodes) if node.get("under", i - 1) == place and i > place]
+        if len(below) != 1:
+            return
+        place = below[0]
+        yield place
+
+
 def _bounded(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
     """An output that cannot reach the targets of a regression."""
     for i, kind in enumerate(kinds):
@@ -204,7 +232,18 @@ def _surprise(found: FirstLoss | None) -> Iterator[Finding]:
     if found is None:
         return
     name = found.last.module
-    if found.classes is None:
+    if found.outside:
+        said = (
+            f"The first outputs have an rms of {found.size:.3g}, and no target is beyond {found.expected:.3g}: the "
+            "loss begins far above what any guess among the targets costs, and the first steps only bring the outputs "
+            "down."
+        )
+        remedy = (
+            f"begin with smaller weights before {name or found.last.name!r}: gradscope.init.initialize(model, "
+            "inputs=batch); tables (nn.Embedding) with std=0.1 or less"
+        )
+        limit, limit_from = found.expected, "the largest target"
+    elif found.classes is None:
         said = (
             f"The targets are about {factor(found.value / found.expected)} times larger than the first outputs: "
             "training begins by moving the last layer's bias and weights to another scale, and every gradient "
@@ -230,7 +269,7 @@ def _surprise(found: FirstLoss | None) -> Iterator[Finding]:
         sites=(found.last.name,),
         frontier=found.last,
         value=found.value,
-        unit="loss" if found.classes else "size of the targets",
+        unit="loss" if found.classes else "rms of the outputs" if found.outside else "size of the targets",
         limit=limit,
         limit_from=limit_from,
         expected=found.expected,

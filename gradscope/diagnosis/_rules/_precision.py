@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._learning import learns
+from gradscope.diagnosis._first_loss import classes_of, kinds_of, last_site, mean_loss
+from gradscope.diagnosis._learning import is_adaptive, learns, optimizers_of
 from gradscope.diagnosis._registry import no_step, rule
-from gradscope.diagnosis._words import names
+from gradscope.diagnosis._words import factor, names
+
+_TOO_SMALL = 30.0
+"""No untrained model guesses so well by chance; and most batches are larger than that."""
 
 _SMALLEST = {"float16": 5.96e-8, "bfloat16": 9.2e-41, "float32": 1.4e-45}
 
@@ -72,15 +77,56 @@ def _trains(evidence: Evidence) -> bool:
 
 @rule(
     "loss-scale",
-    limit="a fifth of the steps skipped after the first ten, or a scale that has fallen below 1",
+    limit="a fifth of the steps skipped after the first ten, or a scale that has fallen below 1; without a scaler, a "
+    "first loss below a thirtieth of what guessing costs, and plain gradient descent that does not learn of it",
     reference="torch.amp.GradScaler",
     fewest=no_step,
 )
 def loss_scale(evidence: Evidence) -> Iterator[Finding]:
-    """The gradient scaler skips steps all the time, or has no scale left."""
+    """The gradient scaler skips steps all the time, or has no scale left; or the loss itself is divided by too much."""
+    yield from _of_the_scaler(evidence)
+    yield from _divided(evidence)
+
+
+def _divided(evidence: Evidence) -> Iterator[Finding]:
+    """A loss that is a mean, and divided again: with a rate made for means plain gradient descent stands still."""
+    kind, last = mean_loss(evidence, kinds_of(evidence)), last_site(evidence)
+    known = evidence.loss[np.isfinite(evidence.loss)]
+    if last is None or not known.size or not evidence.from_the_start or not evidence.training or learns(evidence):
+        return
+    if any(is_adaptive(one["class"]) for one in optimizers_of(evidence)):
+        return  # a constant factor of the gradient does not matter to them
+    size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
+    classes = 2 if kind.startswith("BinaryCrossEntropy") else classes_of(evidence, last)
+    if not kind.startswith(("NllLoss", "BinaryCrossEntropy")) or not classes or classes < 2 or size > 2:
+        return
+    guess, first = math.log(classes), float(known[0])
+    if not 0 < first < guess / _TOO_SMALL:
+        return
+    yield Finding(
+        "loss-scale",
+        "warning",
+        f"The loss begins at {first:.3g}, where guessing costs {guess:.2g}: something divides it by "
+        f"{factor(guess / first)}, and every gradient and step with it. The loss does not fall.",
+        "take the mean once: a loss with reduction='mean' is not to be divided by the batch size or the number of "
+        "pixels again; or raise the learning rate by that factor",
+        "",
+        direction="backward",
+        sites=(last.name,),
+        frontier=last,
+        value=first,
+        unit="loss",
+        limit=guess / _TOO_SMALL,
+        limit_from=f"a thirtieth of ln {classes}",
+        expected=guess,
+        causes=("the loss is divided twice",),
+    )
+
+
+def _of_the_scaler(evidence: Evidence) -> Iterator[Finding]:
     recording, window = evidence.recording, evidence.window
     skipped = recording.skipped[window]
-    scale = recording.notes_of(("loss_scale",), window)[0]
+    scale = evidence.notes_of_all("loss_scale")
     known = scale[np.isfinite(scale)]
     if not known.size:
         return

@@ -32,7 +32,7 @@ class LinearAttention(nn.Module):
         return x + self.out(y)
 
 
-@healthy("linear attention", "linear-attention-with-denominator", steps=100)
+@healthy("linear attention", "linear-attention-with-denominator", steps=70)
 @faulty(
     "linear attention",
     "linear-attention-without-denominator",
@@ -40,7 +40,7 @@ class LinearAttention(nn.Module):
     {"divide": False},
     cure="structural",
     also=("exploding-gradient", "non-finite", "update-too-large"),
-    steps=100,
+    steps=70,
 )
 def linear_attention(seed: int, divide: bool = True) -> Run:
     """Which of three tones is in the noise; three layers over 64 samples."""

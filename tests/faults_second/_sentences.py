@@ -64,7 +64,7 @@ def padded(seed: int, std: float = 0.0) -> Run:
             nn.init.normal_(block.attention.out.weight, std=std)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        x = language(seed, 48)(step)[0].clone()
+        x = language(seed, 24)(step)[0].clone()
         y = F.one_hot(x[:, :12] % 8, 8).sum(1).argmax(1)
         x[:, 12:] = 32
         return x, y

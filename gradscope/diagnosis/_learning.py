@@ -41,6 +41,8 @@ def diverging(evidence: Evidence) -> tuple[int, str] | None:
     first = float(loss[known[0]]) if known.size else np.nan
     beyond = known[loss[known] > first + 3 * abs(first)]
     if evidence.broken_at is not None:
+        if not beyond.size and len(known) > 2 and float(loss[known[-1]]) < min(first, float(loss[known[-2]])):
+            return None  # it was falling: no step made it so
         step = int(evidence.recording.steps[evidence.broken_at])
         return int(beyond[0]) if beyond.size else len(evidence.at), f"The run is not finite any more at step {step}."
     if len(known) < 4 or not beyond.size:

@@ -9,7 +9,16 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import SURPRISE, TARGETS, FirstLoss, classes_of, mean_loss, output_site
+from gradscope.diagnosis._first_loss import (
+    OUTSIDE,
+    SURPRISE,
+    TARGETS,
+    classes_of,
+    first_loss,
+    mean_loss,
+    output_site,
+    recovers,
+)
 from gradscope.diagnosis._learning import learns
 from gradscope.diagnosis._words import factor
 
@@ -17,22 +26,24 @@ _LONG_ENOUGH = 30
 """Steps in whose second half a range that still grows would show."""
 
 
-def surprise(found: FirstLoss | None) -> Iterator[Finding]:
+def surprise(evidence: Evidence) -> Iterator[Finding]:
     """A first loss that is far from what a model that knows nothing has."""
+    found = first_loss(evidence)
     if found is None:
         return
+    nothing = found.expected if found.classes else found.expected**2
+    over = evidence.training and (found.outside or found.classes is not None) and recovers(evidence, nothing)
     name = found.last.module
     if found.outside:
         said = (
-            f"The first outputs have an rms of {found.size:.3g}, and no target is beyond {found.expected:.3g}: the "
-            "loss begins far above what any guess among the targets costs, and the first steps only bring the outputs "
-            "down."
+            f"The first outputs have an rms of {found.size:.3g}, and the targets one of {found.expected:.3g}: the loss "
+            "begins far above what zero for an answer costs, and the first steps only bring the outputs down."
         )
         remedy = (
             f"begin with smaller weights before {name or found.last.name!r}: gradscope.init.initialize(model, "
             "inputs=batch); tables (nn.Embedding) with std=0.1 or less"
         )
-        limit, limit_from = found.expected, "the largest target"
+        limit, limit_from = OUTSIDE * found.expected, f"{OUTSIDE:.0f} times the rms of the targets"
     elif found.classes is None:
         said = (
             f"The targets are about {factor(found.value / found.expected)} times larger than the first outputs: "
@@ -51,7 +62,7 @@ def surprise(found: FirstLoss | None) -> Iterator[Finding]:
         limit, limit_from = SURPRISE * found.expected + 1, f"twice ln {found.classes} plus 1"
     yield Finding(
         "output-pairing",
-        "warning",
+        "note" if over else "warning",
         said,
         remedy,
         "Karpathy (2019), A recipe for training neural networks",

@@ -76,7 +76,7 @@ def promises_too_much(evidence: Evidence) -> Iterator[Finding]:
     begun = slice(0, _EARLY)
     first, last = float(loss[:3].min()), float(np.median(loss[begun][-5:]))
     known = np.isfinite(could[begun])
-    if not could[begun][known].any() or not last > first / 10:
+    if not could[begun][known].any() or not last > first / 5:
         return
     each = could[begun][known] / first
     typical = float(np.minimum(each, _COUNTED_AT_MOST).mean())

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import first_loss, kinds_of, last_site
+from gradscope.diagnosis._first_loss import kinds_of, last_site
 from gradscope.diagnosis._output_size import confined, surprise
 from gradscope.diagnosis._registry import rule
 from gradscope.recording import Site
@@ -62,7 +62,8 @@ _PASSED_THROUGH = frozenset(
 
 @rule(
     "output-pairing",
-    limit="two softmaxes or two logistics in a row, or a softmax over another axis than the classes; an output that "
+    limit="two softmaxes or two logistics in a row, or a softmax over another axis than the classes; an output "
+    "that is broadcast against its target; one that "
     "cannot reach its targets, or begins beyond them all; a loss of classes that begins beyond twice ln C plus 1, or "
     "logits that spread no further where that loss cannot fall below half of what it is",
     reference="torch.nn.CrossEntropyLoss, BCEWithLogitsLoss",
@@ -73,7 +74,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
     kinds = kinds_of(evidence)
     last = last_site(evidence)
-    found = _twice(nodes, kinds) or _bounded(nodes, kinds) or _axis(nodes, kinds)
+    found = _broadcast(nodes) or _twice(nodes, kinds) or _bounded(nodes, kinds) or _axis(nodes, kinds)
     if found is not None:
         said, remedy, value = found
         last = _offending(evidence, nodes, kinds) or last
@@ -93,7 +94,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
             causes=(" ← ".join(kinds[:6]),),
         )
         return
-    yield from surprise(first_loss(evidence))
+    yield from surprise(evidence)
     yield from confined(evidence, kinds)
 
 
@@ -148,6 +149,18 @@ def _twice(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, 
                 2.0,
             )
     return None
+
+
+def _broadcast(nodes: Sequence[dict[str, Any]]) -> tuple[str, str, float] | None:
+    """An output of (N, 1) beside a target of (N,)."""
+    if not any(node.get("broadcast") for node in nodes):
+        return None
+    return (
+        "The loss makes N × N differences of N outputs: an output of shape (N, 1) meets a target of shape (N,), each "
+        "output is compared with every target, and the best answer is the mean of them all.",
+        "give both the same shape: output.squeeze(-1), or target.unsqueeze(-1)",
+        2.0,
+    )
 
 
 def _axis(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:

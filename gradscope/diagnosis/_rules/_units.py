@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import START, Evidence, Floats, lasting_since, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import kinds_of
+from gradscope.diagnosis._learning import learns
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import count, listed, names
 from gradscope.recording import Site
@@ -24,7 +25,8 @@ from gradscope.recording import Site
 )
 def saturated_units(evidence: Evidence) -> Iterator[Finding]:
     """Logistic, tanh and other bounded units lie where their slope is gone."""
-    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, _is_hidden(evidence))
+    chosen = _is_hidden(evidence) | _begins_saturated(evidence)
+    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, chosen)
     if not found:
         return
     sites = [site for site, _ in found]
@@ -225,10 +227,13 @@ def _all_zero(evidence: Evidence) -> list[Site]:
     if not evidence.has("weight") or not len(evidence.at):
         return []
     rms = evidence.by_layer("weight")
+    reached = np.ones(len(evidence.layers), dtype=bool)
+    if evidence.has("weight_grad"):  # what is cut off stays at zero for that reason
+        reached = np.isfinite(evidence.by_layer("weight_grad")).any(axis=0)
     return [
         layer.site
-        for layer, first, last in zip(evidence.layers, rms[0].tolist(), rms[-1].tolist(), strict=True)
-        if first == 0 and last == 0 and layer.site is not None and layer.weight.trainable
+        for i, layer in enumerate(evidence.layers)
+        if rms[0, i] == 0 and rms[-1, i] == 0 and layer.site is not None and layer.weight.trainable and reached[i]
     ]
 
 
@@ -248,6 +253,9 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
     spread = evidence.unit("batch_spread")
     inputs = [i for i, s in enumerate(sites) if s.role == "input"]
     first = 1.0 if not inputs else float(np.nanmax(np.nan_to_num(median(spread[:START])[inputs], nan=0.0)))
+    if (alike := _alike_inputs(evidence, inputs)) is not None:
+        yield alike
+        return
     if inputs and first < 1e-3:  # the inputs are all alike: nothing to tell apart
         return
     limit = evidence.limits.collapsed_spread * min(first, 1.0)
@@ -294,11 +302,46 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+def _alike_inputs(evidence: Evidence, inputs: Sequence[int]) -> Finding | None:
+    """An input that is the same for every sample of each batch, where the run does not learn."""
+    sites, spread = evidence.sites("activation"), evidence.unit("batch_spread")
+    found = [
+        sites[i]
+        for i in inputs
+        if len(sites[i].shape) >= 2
+        and sites[i].shape[0] >= 4
+        and np.isfinite(spread[:, i]).all()
+        and (spread[:, i] < _ALIKE).all()
+    ]
+    if not found or not evidence.training or len(spread) < 2 or learns(evidence):
+        return None
+    return Finding(
+        "collapsed-batch",
+        "warning",
+        f"{found[0].name!r} is the same for every sample of the batch, in each of {len(spread)} batches that were "
+        "looked at: there is nothing in it to tell them apart by, and the loss does not fall.",
+        "look at how the batch is made: an index that is not used, one sample that is repeated, features that are "
+        "all ones",
+        "",
+        direction="forward",
+        sites=names(found),
+        frontier=found[0],
+        value=float(spread[-1, sites.index(found[0])]),
+        unit="variance between samples over mean square",
+        limit=_ALIKE,
+        limit_from="ten times what float32 rounds",
+        expected=1.0,
+        causes=("inputs that are all alike",),
+    )
+
+
 def _at_once(spread: Floats, place: int, inputs: float) -> bool:
     """Whether the layer before still told the samples apart: then it is no matter of depth."""
     before = inputs if place == 0 else float(spread[-1, place - 1])
     return before > 1e-3 and float(spread[-1, place]) < 1e-10
 
+
+_ALIKE = 1e-6
 
 _SUPERVISED = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy",
                "BinaryCrossEntropyWithLogits")  # fmt: skip
@@ -306,8 +349,9 @@ _SUPERVISED = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "Hub
 
 def _collapsed_output(evidence: Evidence, site: Site, spread: Floats) -> Iterator[Finding]:
     """An output that came to be the same for all, under a loss that has no target: representations collapse so."""
-    kinds = kinds_of(evidence)
-    if not kinds or any(kind in _SUPERVISED for kind in kinds) or len(spread) < 3:
+    kinds, nodes = kinds_of(evidence), evidence.facts.get("loss_graph") or []
+    taught = any(k in _SUPERVISED and not node.get("both") for k, node in zip(kinds, nodes, strict=True))
+    if not kinds or taught or len(spread) < 3:
         return
     known = spread >= 0
     limit = 1e-2 * float(spread[0])
@@ -340,6 +384,16 @@ def _is_hidden(evidence: Evidence) -> np.ndarray:
     sites = evidence.sites("activation")
     last = max((s.depth for s in sites if s.role == "pre-activation"), default=0)
     return np.array([s.role == "activation" and s.depth < last for s in sites], dtype=bool)
+
+
+def _begins_saturated(evidence: Evidence) -> np.ndarray:
+    """Activations that are the output, and saturated before anything was learned."""
+    sites, shares = evidence.sites("activation"), evidence.unit("saturated_fraction")
+    if not evidence.from_the_start or not evidence.training or not len(shares) or evidence.unit_at[0] != 0:
+        return np.zeros(len(sites), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        begins = shares[0] > evidence.limits.saturated_share
+    return np.array([s.role == "activation" for s in sites], dtype=bool) & begins
 
 
 def _over(

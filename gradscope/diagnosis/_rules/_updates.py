@@ -18,11 +18,15 @@ _WARM = 3
 """The first steps of an adaptive optimizer are larger than those that follow; zero weights have no relative size."""
 
 
+_ROUNDED_AWAY = 0.8
+"""Share of a weight's entries that a step does not change: a sound run in bfloat16 leaves three in ten."""
+
+
 @rule(
     "update-too-large",
     limit="relative update times number of layers beyond 1: (1 + r)^L leaves the region in which the gradient tells "
     "what a step does; and the loss does not fall, or rises; or steps that to first order each take away seven tenths "
-    "of the loss (three, where less than 0.8 % of that comes true), and a tenth of it or more is left",
+    "of the loss (three, where less than 0.8 % of that comes true), and a fifth of it or more is left",
     reference="LeCun et al. (1998), section 4.7",
     needs=("update", "weight"),
     of_the_start=(PROMISED_EACH,),
@@ -146,7 +150,7 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
     )
     narrow = [layer.weight.dtype in ("bfloat16", "float16") for layer in evidence.layers]
     with np.errstate(invalid="ignore"):
-        lost = np.array(narrow) & (still > 0.9) & flows
+        lost = np.array(narrow) & (still > _ROUNDED_AWAY) & flows
     sites = [layer.weight for layer, bad in zip(evidence.layers, lost.tolist(), strict=True) if bad]
     if 2 * len(sites) <= sum(narrow) or not sites:
         return None
@@ -163,7 +167,7 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
         frontier=sites[0],
         value=share,
         unit="share of entries that a step does not change",
-        limit=0.9,
+        limit=_ROUNDED_AWAY,
         limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
         expected=0.0,
         causes=(f"weights in {sites[0].dtype}",),

@@ -76,6 +76,15 @@ def learns(evidence: Evidence) -> bool:
     return last < first - 0.1 * abs(first)
 
 
+def thrives(evidence: Evidence) -> bool:
+    """Whether the loss is above zero and has fallen to less than three tenths: what could be better does no harm yet."""
+    loss = evidence.loss
+    if not evidence.training or len(loss) < 4 * evidence.limits.hysteresis:
+        return False
+    known = np.isfinite(loss).all() and (loss > 0).all()
+    return bool(known) and float(np.median(loss[-5:])) < 0.3 * float(np.median(loss[:3]))
+
+
 def promised(evidence: Evidence) -> Floats:
     """By how much each step can lower the loss to first order: Σ ‖g‖·‖u‖ over the parameters, `(steps,)`.
 

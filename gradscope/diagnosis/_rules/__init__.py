@@ -17,9 +17,10 @@ from gradscope.diagnosis._rules import (
     _updates,
 )
 
-from gradscope.diagnosis._rules import _uneven  # isort: skip
+from gradscope.diagnosis._rules import _alike, _uneven  # isort: skip
 
 __all__ = [
+    "_alike",
     "_cut",
     "_depth",
     "_initial",

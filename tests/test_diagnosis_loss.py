@@ -83,15 +83,20 @@ def line(step: int) -> tuple[Tensor, Tensor]:
     return x, x[:, :1].clamp(-2, 2)
 
 
-@pytest.mark.parametrize(("scale", "said"), [(8.0, ["output-pairing"]), (3.0, []), (0.1, [])])
+@pytest.mark.parametrize(("scale", "said"), [(8.0, ["warning"]), (1.5, []), (0.1, [])])
 def test_first_outputs_beyond_all_targets_are_told(scale: float, said: list[str]) -> None:
-    # Targets within ±2: an answer among them costs at most 4² = 16; outputs of size 8 cost 64 + 1, of size 3 about 10.
-    recording = trained(spread(scale), line, F.mse_loss, steps=5, lr=1e-4)
-    assert [one.rule for one in found(recording, "output-pairing")] == said
+    recording = trained(spread(scale), line, F.mse_loss, steps=20, lr=1e-4)
+    assert [one.severity for one in found(recording, "output-pairing")] == said
     if said:
         (one,) = found(recording, "output-pairing")
+        size = float(torch.cat([line(0)[1]]).double().square().mean().sqrt())
         assert one.value == pytest.approx(scale, rel=0.2)
-        assert one.limit == pytest.approx(2.0)
+        assert one.limit == pytest.approx(2 * size, rel=1e-6)
+
+
+def test_first_outputs_that_come_down_at_once_are_a_note() -> None:
+    recording = trained(spread(8.0), line, F.mse_loss, steps=60, lr=0.1, optimizer=torch.optim.Adam)
+    assert [one.severity for one in found(recording, "output-pairing")] == ["note"]
 
 
 def divided(by: float) -> Callable[[Tensor, Tensor], Tensor]:

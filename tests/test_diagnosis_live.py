@@ -101,6 +101,50 @@ def test_a_spike_is_told_in_the_step_behind_it_and_not_at_the_next_regular_look(
     assert 33 in one.steps
 
 
+def killed(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    if step == 12:
+        with torch.no_grad():
+            model[0].bias.fill_(-100.0)  # type: ignore[index, operator, union-attr]
+
+
+def test_units_that_die_are_told_within_four_steps() -> None:
+    # The loss of step 12 jumps; it is written in step 13, from which on unit moments are taken: 14 and 15 are two in a
+    # row, as the rule demands, and 15 is written in 16. Regular looks have unit moments of steps 10, 20, 30.
+    heard, _, scope = watched(40, killed)
+    step, one = heard[0]
+    assert (one.rule, one.frontier and one.frontier.name) == ("dead-units", "1")
+    assert step <= 16
+    assert [int(s) for s in scope.recording.steps[scope.recording.has_unit_moments][:5]] == [0, 10, 13, 14, 15]
+
+
+def jump(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["lr"] = 0.05 if step < 30 else 50.0
+
+
+def test_a_learning_rate_that_jumps_is_told_within_five_steps() -> None:
+    heard, _, _ = watched(60, jump)
+    step, one = heard[0]
+    assert one.rule in ("update-too-large", "gradient-spike")
+    assert 30 <= step <= 35
+
+
+def test_what_began_after_the_last_look_is_told_when_the_scope_is_closed() -> None:
+    def left_out(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if step == 22:  # the rules have just been asked, and will be again in step 47
+            optimizer.param_groups[0]["lr"] = 1e-12
+
+    heard, _, scope = watched(40, left_out)
+    (step, one) = heard[-1]
+    assert (one.rule, one.steps, one.cleared) == ("update-too-small", (22,), None)
+    assert step == 39
+    assert [f.rule for f in scope.diagnose()] == ["update-too-small"]
+
+
+def test_steps_that_promise_little_are_not_cleared_when_the_window_has_left_the_start() -> None:
+    heard, _, _ = watched(250, lr=1e-5)
+    assert [(one.rule, one.cleared) for _, one in heard] == [("update-too-small", None)]
+
+
 def frozen_rate(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.param_groups[0]["lr"] = 1e-12 if 30 <= step < 60 else 0.05
 

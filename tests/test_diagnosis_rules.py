@@ -112,7 +112,9 @@ def silent(zero_at_7: float) -> Recording:
 
 
 def stepping(relative: float, **more: Any) -> Recording:
-    return recorded(everywhere("update", "weight", relative * HE), **more)
+    """Relative updates of that size, of gradients so small that they promise next to nothing."""
+    small = everywhere("weight_grad", "weight", 1e-5)
+    return recorded(everywhere("update", "weight", relative * HE) | small, **more)
 
 
 # The limit of a sixth of update-too-large is one over the six layers; that of dead-units is 0.5 + 5·√(0.25/64) =

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis._limits import Limits
+from gradscope.diagnosis._rows import Rows
 from gradscope.recording import SIGNALS, Recording, Signal, Site
 
 Floats = NDArray[np.float64]
@@ -34,7 +35,7 @@ _TOGETHER: dict[Signal, tuple[str, ...]] = {
     "activation_grad": ("rms", "count", "zero_fraction", "subnormal_fraction"),
     "weight": ("rms", "mean", "std", "abs_max"),
     "weight_grad": ("rms", "count", "zero_fraction", "subnormal_fraction"),
-    "update": ("rms", "zero_fraction"),
+    "update": ("rms", "mean", "zero_fraction"),
 }
 """What the rules ask of each signal: read at once, for most of the time goes into reading and checking the rows."""
 
@@ -69,10 +70,12 @@ class Evidence:
         recording: of one or many steps.
         limits: the rules' own.
         last: look at so many of the latest recorded steps only, as a run that is watched does.
+        rows: reads them; one that is kept from look to look reads only what is new.
     """
 
-    def __init__(self, recording: Recording, limits: Limits, last: int | None = None) -> None:
+    def __init__(self, recording: Recording, limits: Limits, last: int | None = None, rows: Rows | None = None) -> None:
         self.recording = recording
+        self._rows = Rows(recording) if rows is None else rows
         self.limits = limits
         self.last = last
         self._read: dict[tuple[str, ...], Floats] = {}
@@ -174,7 +177,7 @@ class Evidence:
         """A statistic, `(steps that count, sites)`; NaN where nothing was recorded."""
         if (signal, stat) not in self._read:
             stats = _TOGETHER[signal] if stat in _TOGETHER[signal] else (stat,)
-            found = self.recording.values_of(signal, stats, self.at)
+            found = self._rows.values_of(signal, stats, self.at)
             self._read |= {(signal, one): values for one, values in zip(stats, found, strict=True)}
         return self._read[signal, stat]
 
@@ -187,9 +190,13 @@ class Evidence:
         """A note of each step that counts, `(steps,)`; NaN where there was none."""
         if ("note", name) not in self._read:
             names = _NOTES if name in _NOTES else (name,)
-            found = self.recording.notes_of(names, self.at)
+            found = self._rows.notes_of(names, self.at)
             self._read |= {("note", one): values for one, values in zip(names, found, strict=True)}
         return self._read["note", name]
+
+    def notes_of_all(self, name: str) -> Floats:
+        """A note of all steps that are looked at, also of those that do not count."""
+        return np.asarray(self._rows.notes_of((name,), self.window)[0])
 
     @cached_property
     def loss(self) -> Floats:
@@ -258,7 +265,7 @@ class Evidence:
         key = ("unit", stat)
         if key not in self._read:
             stats = _OF_UNITS if stat in _OF_UNITS else (stat,)
-            found = self.recording.values_of("activation", stats, self.at[self.unit_at])
+            found = self._rows.values_of("activation", stats, self.at[self.unit_at])
             self._read |= {("unit", one): values for one, values in zip(stats, found, strict=True)}
         return self._read[key]
 

@@ -38,21 +38,26 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
                            "vanishing-activation", "dtype-underflow", "exploding-activation", "exploding-gradient"),
     "dtype-underflow": ("no-gradient", "uneven-learning", "update-too-small", "loss-scale"),
     "collapsed-batch": ("default-init", "init-mismatch", "uneven-learning", "vanishing-gradient",
-                        "vanishing-activation"),
+                        "vanishing-activation", "dead-units", "no-gradient", "update-too-small"),
     "no-gradient": ("uneven-learning", "update-too-small", "vanishing-gradient"),
     "update-too-large": ("gradient-spike", "exploding-activation", "exploding-gradient", "vanishing-activation",
                          "vanishing-gradient", "saturated-units", "dead-units", "collapsed-batch", "uneven-learning",
                          "clipping-always", "output-pairing", "no-gradient", *_BREAKS),
     "gradient-spike": ("update-too-large", "dead-units", "saturated-units", "collapsed-batch", "uneven-learning",
                        "clipping-always", "no-gradient", *_DEPTH, *_BREAKS),
-    "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning"),
+    "non-finite": ("gradient-spike", "loss-scale", "dtype-overflow", "uneven-learning", "update-too-large"),
     "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
-                       "no-gradient", "vanishing-activation"),
+                       "no-gradient", "vanishing-activation", "update-too-large"),
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
-    "default-init": ("uneven-learning", "init-mismatch"),
+    "default-init": ("uneven-learning", "init-mismatch", "output-pairing"),
+    "loss-scale": ("update-too-small",),
+    "clipping-always": ("update-too-small",),
 }  # fmt: skip
 
 _MOVERS = ("input-scale", "gradient-spike", "update-too-large")
+
+UNIT_OF_THE_LOSS = "steps with a loss that is not finite"
+"""Of a finding on a loss that the loss function made infinite or NaN, whatever the model gave it."""
 
 SLACK = 3
 """Recorded steps by which what follows may be seen before its cause: rules need a few to be sure."""
@@ -76,10 +81,12 @@ def _order(one: Finding) -> tuple[int, int, int, int, float]:
     place = list(FOLLOWS).index(one.rule) if one.rule in FOLLOWS else len(FOLLOWS)
     if one.rule == "collapsed-batch" and one.severity == "error":  # at once, at one layer: no matter of depth
         place = list(FOLLOWS).index("dead-units")
-    if one.rule == "dtype-overflow" and not since:
+    if not since and (one.rule == "dtype-overflow" or one.unit == UNIT_OF_THE_LOSS):
         place = 1
     if since and one.rule in _MOVERS:  # what was sound before was changed by a step, or by a batch
         place = -1
+    if one.rule == "update-too-small" and one.severity != "error":  # small steps are what small gradients make
+        place += 1
     early = 0 if not since else 1
     return (
         early if one.severity != "note" else 2,

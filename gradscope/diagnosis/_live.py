@@ -1,8 +1,10 @@
 """The rules while a run goes on: each episode told once when it begins, and once when it is over.
 
 Asking all rules takes some milliseconds. So they are asked after the first recorded steps, then ever more rarely (a
-tenth of the steps so far apart), and at once where a step looks unlike those before: an entry that is not finite, or a
-total gradient norm a decade beyond the largest of the last steps, which is a comparison of two numbers.
+tenth of the steps so far apart), and at once where a step looks unlike those before, which takes a comparison of a few
+numbers: an entry that is not finite, a total gradient norm a decade above or below all of the last ones, a loss that
+jumps. What is odd is looked at again soon, since a state has to last to be told, and for some steps unit moments are
+asked for, which tell whether units have died.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from gradscope.diagnosis._diagnose import judged
@@ -18,6 +21,7 @@ from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._registry import RULES
+from gradscope.diagnosis._rows import Rows
 from gradscope.recording import Recording
 
 WINDOW = 100
@@ -26,7 +30,16 @@ WINDOW = 100
 _Key = tuple[str, str | None]
 """Rule and direction."""
 
-_EACH, _APART = 3, 25
+_FIRST, _APART = (1, 2, 3, 6, 11, 21), 25
+"""Behind how many recorded steps the rules are asked at first, and how far apart from then on."""
+
+_AGAIN = (1, 2, 4, 8, 16)
+"""Recorded steps behind one that is unlike those before at which the rules are asked again."""
+
+_UNITS_AFTER = 3
+"""Steps behind it for which unit moments are asked for: two in a row say that a unit stays as it is."""
+
+_FEWEST, _LATEST = 10, 50
 _CLEARED_AFTER = 2
 
 
@@ -58,19 +71,44 @@ class Watch:
         self._limits = Limits() if limits is None else limits
         self._open: dict[_Key, _Episode] = {}
         self._steps = 0
-        self._next = 1
-        self._norms: deque[float] = deque(maxlen=50)
+        self._looks = deque(_FIRST)
+        self._norms: deque[float] = deque(maxlen=_LATEST)
+        self._losses: deque[float] = deque(maxlen=_FEWEST + 1)
+        self._odd_at: int | None = None
+        self._rows: Rows | None = None
+
+    @property
+    def wants_units(self) -> bool:
+        """Whether unit moments of the next step would help to say what has just happened."""
+        return self._odd_at is not None and self._steps - self._odd_at < _UNITS_AFTER
 
     def step_recorded(self, recording: Recording, step: int, notes: Mapping[str, Any]) -> None:
         """A step was added to the recording."""
         self._steps += 1
-        if self._steps >= self._next or self._is_unlike(notes):
+        odd = self._is_unlike(notes)
+        if odd:
+            self._odd_at = self._steps
+            self._looks = deque(self._steps + further for further in _AGAIN)
+        if odd or self._steps >= self._looks[0]:
+            while self._looks and self._looks[0] <= self._steps:
+                self._looks.popleft()
+            if not self._looks:
+                self._looks.append(self._steps + max(_APART, self._steps // 10))
             self.look(recording, step)
-            self._next = self._steps + (1 if self._steps < _EACH else max(_APART, self._steps // 10))
+
+    def end(self, recording: Recording) -> None:
+        """The recording is complete: the rules are asked a last time.
+
+        What is found is open still, and not told again: `diagnose` of the recording tells it.
+        """
+        if self._steps:
+            self.look(recording, int(recording.steps[-1]))
 
     def look(self, recording: Recording, step: int) -> None:
         """Ask the rules now."""
-        evidence = Evidence(recording, self._limits, WINDOW)
+        if self._rows is None or self._rows.recording is not recording:
+            self._rows = Rows(recording)
+        evidence = Evidence(recording, self._limits, WINDOW, self._rows)
         found: dict[_Key, Finding] = {}
         for one in judged(evidence, list(RULES)):  # of several of one rule the worst, which comes first
             found.setdefault((one.rule, one.direction), one)
@@ -81,9 +119,9 @@ class Watch:
                 known.told = True
                 self._on_finding(one)
         for key in [key for key in self._open if key not in found]:
-            if RULES[key[0]].of_the_start and not evidence.from_the_start:
-                continue  # what it reads has left the window: that it is silent says nothing
             gone = self._open[key]
+            if RULES[key[0]].reads_the_start(gone.latest) and not evidence.from_the_start:
+                continue  # what it reads has left the window: that it is silent says nothing
             gone.missed += 1
             if gone.missed >= _CLEARED_AFTER:
                 del self._open[key]
@@ -91,11 +129,26 @@ class Watch:
                     self._on_finding(replace(gone.latest, cleared=step))
 
     def _is_unlike(self, notes: Mapping[str, Any]) -> bool:
-        norm = notes.get("grad_norm")
-        if "nonfinite" in notes:
-            return True
+        norm, loss = notes.get("grad_norm"), notes.get("loss")
+        return "nonfinite" in notes or self._leaps(norm) | self._jumps(loss)
+
+    def _leaps(self, norm: object) -> bool:
+        """Whether a gradient norm is a decade outside of all the last ones."""
         if not isinstance(norm, float) or not math.isfinite(norm):
             return False
-        unlike = len(self._norms) >= 10 and norm > 10**self._limits.spike_decades * max(self._norms)
-        self._norms.append(norm)
+        decade, known = 10**self._limits.spike_decades, self._norms
+        unlike = len(known) >= _FEWEST and not min(known) / decade <= norm <= decade * max(known)
+        known.append(norm)
+        return unlike
+
+    def _jumps(self, loss: object) -> bool:
+        """Whether a loss rises by three times as much as it has changed from any step to the next of late."""
+        if not isinstance(loss, float):
+            return False
+        if not math.isfinite(loss):
+            return True
+        known = self._losses
+        changes = [abs(b - a) for a, b in pairwise(known)]
+        unlike = len(changes) >= _FEWEST and loss - known[-1] > 3 * max(changes)
+        known.append(loss)
         return unlike

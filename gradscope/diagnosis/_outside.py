@@ -44,3 +44,37 @@ def risen(level: Floats, place: int, since: int = 0) -> Floats:
     """How far each column is above its median over the places before; NaN where both are −∞, logarithms of zero."""
     with np.errstate(invalid="ignore"):
         return np.asarray(level[place] - median(level[since:place]), dtype=np.float64)
+
+
+def undone(evidence: Evidence) -> tuple[list[Site], float, int]:
+    """The weights most of whose updates something takes back before the next step, the share, and the step it begins.
+
+    The mean of w + u is the mean of w plus the mean of u, exactly: what the means of two steps in a row do not have of
+    the update between them was taken back. The share is the least-squares factor of what is lacking on the update.
+    """
+    if not evidence.training or len(evidence.at) < 2 * evidence.limits.hysteresis:
+        return [], 0.0, 0
+    weight = evidence.by_layer("weight", "mean")
+    update = evidence.by_layer("update", "mean")[:-1]
+    lacking = update - np.diff(weight, axis=0)
+    following = np.diff(evidence.steps)[:, None] == 1
+    rounding = 1e-6 * evidence.by_layer("weight", "rms")[:-1]
+    known = np.isfinite(lacking) & following & (np.abs(update) > 10 * rounding)
+    begins = _first_lasting(known & (np.abs(lacking) > 0.5 * np.abs(update)), known)
+    known[:begins] = False
+    product = np.where(known, lacking * update, 0.0).sum(axis=0)
+    square = np.where(known, update * update, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(known.sum(axis=0) >= evidence.limits.hysteresis, product / square, np.nan)
+    found = [i for i in np.flatnonzero(share > 0.9).tolist() if share[i] < 1.1]
+    if not found or 2 * len(found) < np.isfinite(share).sum():
+        return [], 0.0, 0
+    return [evidence.layers[i].weight for i in found], float(np.median(share[found])), evidence.step(begins)
+
+
+def _first_lasting(bad: np.ndarray, known: np.ndarray) -> int:
+    """The place from which half of what is known of each step is bad, to the end."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = bad.sum(axis=1) / known.sum(axis=1)
+    sound = np.flatnonzero(share < 0.5)
+    return 0 if not sound.size else int(sound[-1]) + 1

@@ -70,6 +70,9 @@ class Passage:
         return (chosen[0] if chosen else None), chosen
 
 
+_EXACTLY = 1e-4
+"""Relative: float32 sums of a few thousand entries agree to this."""
+
 _STREAM: tuple[Role, ...] = ("pre-activation", "block")
 
 
@@ -89,7 +92,7 @@ def passage(evidence: Evidence, signal: Literal["activation", "activation_grad"]
     if backward:
         with np.errstate(divide="ignore", invalid="ignore"):
             level = level + np.log10(evidence.values(signal, "count")[:, chosen]) / 2
-        level = level + _averaged(sites)[chosen]
+        level = level + _averaged(evidence, sites)[chosen]
     names = tuple(sites[i] for i in chosen)
     decades = _decades(level, lost)
     if backward and not lost and names:
@@ -109,6 +112,8 @@ def _since_the_input(evidence: Evidence, level: Floats, lost: bool) -> Floats:
     sign = 1.0 if lost else -1.0
     entering = evidence.level("activation")[:, inputs]
     start = np.clip(entering, level[:, :1] - 1.0, level[:, :1] + 1.0)
+    if lost:  # an input of the size for which first weights are made may not be lost in the first layer as it begins
+        start[:1] = np.maximum(start[:1], np.minimum(entering[:1], 0.0))
     with np.errstate(invalid="ignore"):
         there = np.where(np.isfinite(level), sign * level, -np.inf)
         beyond = np.maximum.accumulate(there[:, ::-1], axis=1)[:, ::-1]
@@ -133,17 +138,24 @@ def _above_outputs(level: Floats, sites: tuple[Site, ...], outputs: frozenset[st
     return np.where(np.isfinite(found), np.maximum(found, 0.0), np.nan)
 
 
-def _averaged(sites: tuple[Site, ...]) -> Floats:
-    """Decades of a gradient's norm that average pooling takes between each site and the output.
+def _averaged(evidence: Evidence, sites: tuple[Site, ...]) -> Floats:
+    """Decades of a gradient's norm that averages take between each site and the output.
 
     An average over k entries hands each the k-th part of its gradient: the norm falls by √k. It is no loss, as the
-    parts are alike, and the weights before it sum them up again.
+    parts are alike, and the weights before it sum them up again. A pooling is a module; a mean is a function, and known
+    by what it does: k times more entries, each with exactly the k-th part, so that the rms is the k-th part too.
     """
+    rms = evidence.values("activation_grad")[:1]
+    counts = evidence.values("activation_grad", "count")[:1]
     taken = np.zeros(len(sites))
-    for i, site in enumerate(sites):
-        if "AvgPool" in site.module_type and i:
+    for i, site in enumerate(sites[1:], start=1):
+        if "AvgPool" in site.module_type:
             before, after = float(np.prod(sites[i - 1].shape[2:])), float(np.prod(site.shape[2:]))
             taken[i] = np.log10(max(before / max(after, 1.0), 1.0)) / 2
+        elif len(rms) and rms[0, i] > 0:
+            parts = counts[0, i - 1] / counts[0, i]
+            if parts > 1 and abs(rms[0, i - 1] * parts / rms[0, i] - 1) < _EXACTLY:
+                taken[i] = np.log10(parts) / 2
     return np.asarray(np.append(np.cumsum(taken[::-1])[::-1], 0.0)[1:], dtype=np.float64)
 
 

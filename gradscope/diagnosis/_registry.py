@@ -48,7 +48,7 @@ class Rule:
         needs: signals without which it cannot say anything.
         units: whether it needs unit moments, which some steps have.
         fewest: of the limits, how many steps it needs.
-        of_the_start: whether it reads the first weights or the first loss.
+        of_the_start: whether it reads the first weights or the first loss; units of its findings of which it does.
     """
 
     name: str
@@ -58,7 +58,11 @@ class Rule:
     needs: tuple[str, ...] = ()
     units: bool = False
     fewest: Callable[[Limits], int] = one_step
-    of_the_start: bool = False
+    of_the_start: bool | tuple[str, ...] = False
+
+    def reads_the_start(self, finding: Finding) -> bool:
+        """Whether a finding of this rule was read off the first steps, and says nothing of later ones."""
+        return self.of_the_start if isinstance(self.of_the_start, bool) else finding.unit in self.of_the_start
 
     @property
     def about(self) -> str:
@@ -78,7 +82,7 @@ def rule(
     needs: tuple[str, ...] = (),
     units: bool = False,
     fewest: Callable[[Limits], int] = one_step,
-    of_the_start: bool = False,
+    of_the_start: bool | tuple[str, ...] = False,
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function of the evidence."""
 

@@ -20,6 +20,8 @@ from gradscope.hooks._guard import Hook, ModuleHook
 from gradscope.hooks._sites import ROOT, is_parametrization, unwrapped_name
 from gradscope.hooks._unobserved import Unobserved
 
+_HOLDERS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)
+
 
 @dataclass(frozen=True)
 class Callbacks:
@@ -74,7 +76,8 @@ class Attachment:
         self._modules: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
         self._specs: weakref.WeakKeyDictionary[nn.Module, list[_Spec]] = weakref.WeakKeyDictionary()
         self._names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-        self._in_attention: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._in_attention: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+        """Parts of a MultiheadAttention, each with its name."""
         self._lifted: weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]] = weakref.WeakKeyDictionary()
         """Of modules whose hooks are off for now, what they are put on again by: that is far cheaper than anew."""
         self._earlier: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
@@ -96,7 +99,7 @@ class Attachment:
                 self._specify(module)
                 self._attach(module)
             if isinstance(module, nn.MultiheadAttention):
-                self._in_attention.update(module.children())
+                self._in_attention.update(dict.fromkeys(module.children(), called))
         self.lazy, self.complete = False, True
         self._others = set()
         for name, _, parameter in parameters_at_rest(self._model):
@@ -248,11 +251,17 @@ class Attachment:
         for module in modules:
             self._attach(module)
 
-    def leaves(self) -> Iterator[tuple[str, bool]]:
-        """The hooked modules without children: name, and whether it is a part of a MultiheadAttention."""
+    def parts(self) -> Iterator[tuple[str, str | None]]:
+        """The hooked modules within the model that compute: those without children or with parameters of their own.
+
+        Gives their names, and of a part of a MultiheadAttention that of the attention. A list of parameters is none:
+        it is no module to be called.
+        """
         for module in self._modules:
-            if next(module.children(), None) is None:
-                yield self._names[module], module in self._in_attention
+            alone = next(module.children(), None) is None
+            own = module is not self._model and any(p is not None for p in module._parameters.values())
+            if (alone or own) and not isinstance(module, _HOLDERS):
+                yield self._names[module], self._in_attention.get(module)
 
 
 def _tables(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:

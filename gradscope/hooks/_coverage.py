@@ -13,12 +13,13 @@ from gradscope.hooks._sites import ROOT, SiteBook
 from gradscope.hooks._step import Forward
 from gradscope.hooks._unobserved import Unobserved
 from gradscope.recording import GradScopeWarning
+from gradscope.recording._site import NEVER_CALLED
 
-_NEVER = "never called in a forward pass"
 _AROUND = "its parameters are used, but not by calling it, so its hooks never fire"
 _IN_ATTENTION = "MultiheadAttention uses its weights without calling it"
+_FAST_PATH = "ran in torch's fast path, inside which nothing is observed"
 
-UNCALLED = frozenset({_NEVER, _AROUND})
+UNCALLED = frozenset({NEVER_CALLED, _AROUND})
 """Reasons that do not hold where another rank has called the module."""
 
 
@@ -31,8 +32,15 @@ class Coverage:
         self._unobserved = unobserved
         self._attachment = attachment
         self._uncalled: set[str] = set()
+        self._called: set[str] = set()
+        self._fused: set[str] = set()
+        """Layers that have computed by their fast path."""
         self._lone_backward: int | None = None
         """The latest backward pass whose forward nothing has told of."""
+
+    def fused(self, name: str) -> None:
+        """A layer computes by a path that calls none of its modules."""
+        self._fused.add("" if name == ROOT else f"{name}.")
 
     def after_forward(self, forward: Forward) -> None:
         """The root has returned: which layers have not been called?"""
@@ -43,7 +51,7 @@ class Coverage:
 
     def after_gradient(self, name: str) -> None:
         """A gradient has reached a parameter of this module: it is used, whether it was called or not."""
-        if name in self._uncalled and self._unobserved.reasons.get(name) == _NEVER:
+        if name in self._uncalled and self._unobserved.reasons.get(name) == NEVER_CALLED:
             self._uncalled.discard(name)
             self._unobserved.drop(name)
             self._unobserved.add(name, _AROUND)
@@ -67,23 +75,31 @@ class Coverage:
     def _say_silent(self) -> None:
         """The model has run, and none of its modules has told of it."""
         why = why_silent(self._model)
-        if self._unobserved.reasons.get(ROOT) != why and next(self._attachment.leaves(), None) is not None:
+        if self._unobserved.reasons.get(ROOT) != why and next(self._attachment.parts(), None) is not None:
             self._unobserved.add(ROOT, why)
             _warn(f"GradScope sees nothing inside the model: {why}")
 
     def _note_uncalled(self, forward: Forward) -> None:
-        for name, in_attention in self._attachment.leaves():
+        self._called |= forward.fired
+        for name, attention in self._attachment.parts():
             if name in forward.fired:
                 if name in self._uncalled:
                     self._uncalled.discard(name)
                     self._unobserved.drop(name)
             elif name not in self._uncalled and not self._ever_called(name):
                 self._uncalled.add(name)
-                why = _IN_ATTENTION if in_attention else left_out(self._model).get(name, _NEVER)
-                self._unobserved.add(name, why)
+                self._unobserved.add(name, self._why(name, attention, forward))
+
+    def _why(self, name: str, attention: str | None, forward: Forward) -> str:
+        """What is said of a module that was not called in this pass."""
+        if any(name.startswith(layer) for layer in self._fused):
+            return _FAST_PATH
+        if attention in forward.fired:
+            return _IN_ATTENTION
+        return left_out(self._model).get(name, NEVER_CALLED)
 
     def _ever_called(self, name: str) -> bool:
-        return self._book.knows("activation", name) or self._book.knows("activation_grad", name)
+        return name in self._called or self._book.knows("activation", name) or self._book.knows("activation_grad", name)
 
 
 def _warn(sentence: str) -> None:

@@ -103,11 +103,13 @@ class GradScope:
             one costs, and the last two wait for the device at each. An overflow that a `scaler` skips is no alarm.
         on_finding: called with a `gradscope.diagnosis.Finding` while training: once when something is first found, and
             once more, its `cleared` set, when it is over. All rules are asked at the first recorded steps, then ever
-            more rarely, and at once where a step looks unlike those before. An error in it is told as a warning, and it
-            is called no more.
+            more rarely, at once and again soon where a step looks unlike those before, and a last time by `close`;
+            what is open then stays so, and `diagnose()` tells it. An error in it is told as a warning, and it is called
+            no more.
         process_group: over which ranks to merge: "auto" as said above, a `torch.distributed` group, or None for none.
         slow: take unit moments (silent, dead and saturated units, slopes, what samples and units have in common) of the
-            activations in each tenth recorded step, the first included. Of several ranks each has its own part's.
+            activations in each tenth recorded step, the first included, and with `on_finding` in the three behind one
+            that looks unlike those before. Of several ranks each has its own part's.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the sentence names it.
@@ -306,6 +308,7 @@ class GradScope:
             handle.remove()
         try:  # also after an error stopped the observing: what was complete before it is kept
             self._stepper.finish()
+            self._outlet.end()
         except NonFiniteError:
             raise
         except Exception as error:

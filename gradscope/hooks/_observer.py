@@ -286,6 +286,7 @@ class Observer:
             if self._current() is not None:
                 reason = "evaluated without gradient by its fused path, inside which nothing is observed"
                 self._unobserved.add(name, reason)
+                self._coverage.fused(name)
             self._fused.make_way(name, layer)
 
     @guarded

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,11 @@ class Outlet:
         self._dumped: Path | None = None
         self._raised = False
         self._facts: dict[str, object] = {}
+
+    @property
+    def wants_units(self) -> bool:
+        """Whether unit moments are asked for out of turn; where ranks merge, all of them would have to be asked."""
+        return self.watch is not None and self.ranks is None and self.watch.wants_units
 
     def put(self, step: Step, *, meets_later: bool = False) -> None:
         """Take a step that nothing will change any more; with `meets_later`, `meet` will be called after it."""
@@ -161,13 +167,20 @@ class Outlet:
             recording.set_fact("unobserved", dict(self._unobserved.reasons))
             self._unobserved.changed = False
         recording.append(record)
-        if self.watch is not None:
-            self._watched(record)
+        self._watched(record)
 
     def _watched(self, record: StepRecord) -> None:
-        assert self.watch is not None
+        self._ask(lambda watch: watch.step_recorded(self._book.recording, record.step, record.notes))
+
+    def end(self) -> None:
+        """Nothing more will be written."""
+        self._ask(lambda watch: watch.end(self._book.recording))
+
+    def _ask(self, question: Callable[[Watch], None]) -> None:
+        if self.watch is None:
+            return
         try:
-            self.watch.step_recorded(self._book.recording, record.step, record.notes)
+            question(self.watch)
         except Exception as error:
             self.watch = None
             _warn(f"on_finding is called no more: it, or the diagnosis, failed with {type(error).__name__}: {error}")

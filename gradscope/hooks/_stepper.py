@@ -175,7 +175,8 @@ class Stepper:
         self._schedule.began(self.number)
         # While it is undecided whether this is a step of its own, it is recorded like the one it may belong to.
         due = self.due(self.number) or bool(self._closed)
-        slow = self._slow and due and (self._recorded + len(self._closed)) % SLOW_EVERY == 0
+        in_turn = (self._recorded + len(self._closed)) % SLOW_EVERY == 0
+        slow = self._slow and due and (in_turn or self._outlet.wants_units)
         step = Step(self.number, due, self.new_arena(), self._watch, slow)
         if slow:
             self._schedule.slow(self.number, SLOW_EVERY)

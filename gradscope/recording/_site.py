@@ -17,6 +17,10 @@ embedding, recurrent and attention modules)."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
+NEVER_CALLED = "never called in a forward pass"
+"""What `facts["unobserved"]` says of a module that no forward pass calls, and to whose parameters no gradient comes."""
+
+
 @dataclass(frozen=True)
 class Site:
     """One call of a module, one parameter, or a floating input of the model.

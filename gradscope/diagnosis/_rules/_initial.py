@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,22 +10,24 @@ from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding, Severity
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._start import Start, starts
+from gradscope.diagnosis._tables import multiplied_tables, tiny_tables
 from gradscope.diagnosis._words import count, factor, names
 
 
 @rule(
     "default-init",
     limit="a decade of rms that theory expects a row of layers with torch's default weights to lose, no norm or "
-    "residual sum between them; a warning from three",
+    "residual sum between them; a warning from three; tables of N(0, 1) that the output is a product of",
     reference="pytorch#15314; He et al. (2015), eq. 10",
     needs=("weight",),
     of_the_start=True,
 )
 def default_init(evidence: Evidence) -> Iterator[Finding]:
-    """torch's default weights, of variance 1/(3·fan_in), under a row of ReLUs or the like."""
+    """torch's default weights: variance 1/(3·fan_in) under a row of ReLUs or the like; tables that are multiplied."""
+    yield from multiplied_tables(evidence)
     for row in _rows(evidence):
         found = [s for s in row if s.is_default and s.activation != "identity"]
-        decades = -sum(s.forward for s in found)
+        decades = -sum(s.forward for s in _in_series(evidence, found))
         if len(found) < 2 or decades < 1.0 or not _is_so(evidence, row, -decades):
             continue
         kinds = ", ".join(sorted({s.activation for s in found}))
@@ -50,10 +52,11 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
 )
 def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
     """First weights too large or too small for the layer's true fan and the activation behind it."""
+    yield from tiny_tables(evidence)
     for row in _rows(evidence):
         hidden = [s for s in row[:-1] if not s.is_default]  # a last layer may begin as small as it likes
         single = [s for s in hidden if abs(s.forward) >= 1.5]
-        total = sum(s.forward for s in hidden)
+        total = sum(s.forward for s in _in_series(evidence, hidden))
         if not single and abs(total) < evidence.limits.activation_decades:
             continue
         largest = max(single, key=lambda s: abs(s.forward)).forward if single else total
@@ -61,7 +64,7 @@ def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
         if not found or not _is_so(evidence, row, sum(s.forward for s in found)):
             continue
         worst = max(found, key=lambda s: abs(s.forward))
-        decades = sum(s.forward for s in found)
+        decades = sum(s.forward for s in _in_series(evidence, found))
         word = "small" if decades < 0 else "large"
         yield _finding(
             "init-mismatch",
@@ -89,9 +92,36 @@ def _is_so(evidence: Evidence, row: Sequence[Start], decades: float) -> bool:
     return measured / decades >= 0.5
 
 
+def _in_series(evidence: Evidence, row: Sequence[Start]) -> list[Start]:
+    """Of layers side by side, as queries, keys and values are, the first.
+
+    What arrives at a layer has an rms of about its output's over √(fan_in · variance). Where that is nearer to what
+    arrives at the layer before than to what that one gives, both take the same.
+    """
+    if not evidence.has("activation"):
+        return list(row)
+    sites = evidence.sites("activation")
+    level = dict(zip((s.name for s in sites), evidence.level("activation")[0].tolist(), strict=True))
+    kept: list[Start] = []
+    for start in row:
+        if not (kept and _beside(kept[-1], start, level)):
+            kept.append(start)
+    return kept
+
+
+def _beside(one: Start, other: Start, level: Mapping[str, float]) -> bool:
+    if one.activation != "identity":
+        return False
+    given = [level.get(s.layer.site.name, np.nan) if s.layer.site is not None else np.nan for s in (one, other)]
+    taken = [size - np.log10(s.scale) / 2 for size, s in zip(given, (one, other), strict=True)]
+    return bool(abs(taken[1] - taken[0]) < abs(taken[1] - given[0]))
+
+
 def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:
     """Layers in a row in which nothing puts the scale back: no norm, no residual sum, no other kind of module."""
-    breaks = sorted(s.depth for s in evidence.sites("activation") if s.role in ("norm", "block"))
+    breaks = sorted(
+        {s.depth for s in evidence.sites("activation") if s.role in ("norm", "block")} | _restored(evidence)
+    )
     row: list[Start] = []
     for start in starts(evidence):
         if row and any(row[-1].layer.depth < depth < start.layer.depth for depth in breaks):
@@ -100,6 +130,17 @@ def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:
         row.append(start)
     if row:
         yield row
+
+
+def _restored(evidence: Evidence) -> set[int]:
+    """Depths of modules of another kind that raise the signal by a decade and more: they normalize it, whatever their
+    name."""
+    if not evidence.has("activation"):
+        return set()
+    sites, level = evidence.sites("activation"), evidence.level("activation")[0]
+    with np.errstate(invalid="ignore"):
+        raised = np.diff(level) > 1.0
+    return {s.depth for s, up in zip(sites[1:], raised.tolist(), strict=True) if up and s.role == "other"}
 
 
 def _finding(

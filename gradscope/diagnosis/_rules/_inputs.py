@@ -25,6 +25,7 @@ def input_scale(evidence: Evidence) -> Iterator[Finding]:
     if not len(evidence.at):
         return
     yield from _nothing(evidence)
+    yield from _drowned(evidence)
     sites = evidence.sites("activation")
     rms = evidence.values("activation")
     mean, std = evidence.values("activation", "mean"), evidence.values("activation", "std")
@@ -93,6 +94,41 @@ def _nothing(evidence: Evidence) -> Iterator[Finding]:
                 limit_from="nothing can be learned from nothing",
                 expected=1.0,
             )
+
+
+def _drowned(evidence: Evidence) -> Iterator[Finding]:
+    """Tables that are summed up before the first layer, one of which is so large that nothing of the others is left."""
+    sites, rms = evidence.sites("activation"), evidence.values("activation")[0]
+    first = min((s.depth for s in sites if s.role == "pre-activation"), default=0)
+    tables = [
+        (float(rms[i]), s)
+        for i, s in enumerate(sites)
+        if s.module_type.startswith("Embedding") and s.depth < first and rms[i] > 0
+    ]
+    wide = {s.shape[-1] for _, s in tables}
+    if len(tables) < 2 or len(wide) > 1:
+        return
+    (least, small), (most, large) = min(tables, key=lambda t: t[0]), max(tables, key=lambda t: t[0])
+    limit = evidence.limits.input_scale**2
+    if most < limit * least:
+        return
+    yield Finding(
+        "input-scale",
+        "warning",
+        f"The table {large.module!r} begins with an rms of {most:.3g}, {factor(most / least)} times that of "
+        f"{small.module!r}: in their sum nothing is left of the smaller one, and a norm layer behind it does not bring "
+        "it back.",
+        f"let both begin alike: torch.nn.init.normal_(model.get_submodule({large.module!r}).weight, std={least:.2g})",
+        "",
+        direction="forward",
+        sites=(large.name, small.name),
+        frontier=large,
+        value=most / least,
+        unit="rms of one table over that of the other",
+        limit=limit,
+        limit_from="a hundredth of the sum is what the smaller one has of it",
+        expected=1.0,
+    )
 
 
 def _is_first(sites: tuple[Site, ...], site: Site) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._learning import is_adaptive, learns, optimizers_of
 from gradscope.diagnosis._outside import changed_outside, inputs_rise, risen
 from gradscope.diagnosis._registry import lasting_twice, rule
 from gradscope.diagnosis._words import factor
@@ -41,6 +42,7 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
         level = np.log10(gradient_norm(evidence))
     spikes = _spikes(level, evidence)
     if not spikes:
+        yield from _first_step(evidence, level)
         return
     at = max(spikes, key=lambda place: spikes[place])
     first = min(spikes)
@@ -70,6 +72,46 @@ def gradient_spike(evidence: Evidence) -> Iterator[Finding]:
         expected=0.0,
         causes=(cause,) if cause else (),
     )
+
+
+def _first_step(evidence: Evidence, level: Floats) -> Iterator[Finding]:
+    """A first gradient that is decades above those ten steps later: no layer had time to change by as much."""
+    soon = slice(_FEWEST, 2 * _FEWEST)
+    behind, loss = level[soon][np.isfinite(level[soon])], evidence.loss
+    if not evidence.from_the_start or len(behind) < _FEWEST / 2 or not np.isfinite(level[0]):
+        return
+    above, after = float(level[0] - behind.max()), float(median(loss[soon]))
+    limit = 3 * evidence.limits.spike_decades
+    if above < limit or not loss[0] > 100 * abs(after):
+        return
+    site = _largest(evidence, 0)
+    yield Finding(
+        "gradient-spike",
+        "warning",
+        f"The first gradient is {factor(10**above)} times those of ten steps later, and the loss falls from "
+        f"{loss[0]:.3g} to {after:.3g} in them: it was close to where it is infinite (the logarithm of nearly 0, a "
+        "division by nearly 0), and each sample that comes near again throws the weights.",
+        "keep what the loss divides by, or takes the logarithm of, away from 0: softplus or exp in place of ReLU, a "
+        "larger epsilon",
+        "Chowdhery et al. (2022), section 5.1",
+        direction="backward",
+        sites=() if site is None else (site.name,),
+        frontier=site,
+        value=above,
+        unit="decades above those of ten steps later",
+        limit=limit,
+        limit_from="what a loss that is finite everywhere does not do in ten steps",
+        expected=0.0,
+        causes=("the loss has a pole near the first outputs",),
+    )
+
+
+def _largest(evidence: Evidence, place: int) -> Site | None:
+    """The site whose gradient is the largest at a step."""
+    sites, rms = evidence.sites("activation_grad"), evidence.values("activation_grad")
+    if not sites or not np.isfinite(rms[place]).any():
+        return None
+    return sites[int(np.nanargmax(rms[place]))]
 
 
 def _spikes(level: Floats, evidence: Evidence) -> dict[int, float]:
@@ -180,9 +222,10 @@ def clipping_always(evidence: Evidence) -> Iterator[Finding]:
     if share < evidence.limits.clipped_share or typical >= evidence.limits.clipped_to:
         return
     quantile = float(np.nanquantile(norm, 0.9))
+    adaptive = any(is_adaptive(one["class"]) for one in optimizers_of(evidence))
     yield Finding(
         "clipping-always",
-        "warning",
+        "note" if adaptive and typical > 1e-3 and learns(evidence) else "warning",  # a constant factor is nothing to it
         f"The gradients were clipped at {share:.0%} of the steps, in the median to {typical:.2g} of their size. The "
         "limit sets the size of each step, and the direction of large batches counts no more than that of small ones.",
         f"raise max_norm to about {quantile:.2g} (nine of ten steps then pass), and lower the learning rate by as much",

@@ -9,21 +9,27 @@ import numpy as np
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
-from gradscope.diagnosis._outside import changed_outside, inputs_rise
+from gradscope.diagnosis._outside import changed_outside, inputs_rise, undone
+from gradscope.diagnosis._promises import PROMISED_EACH, PROMISED_TOGETHER, promises_little, promises_too_much
 from gradscope.diagnosis._registry import lasting, rule
-from gradscope.diagnosis._words import factor, listed, names
-from gradscope.recording import Site
+from gradscope.diagnosis._words import listed, names
 
 _WARM = 3
 """The first steps of an adaptive optimizer are larger than those that follow; zero weights have no relative size."""
 
 
+_ROUNDED_AWAY = 0.8
+"""Share of a weight's entries that a step does not change: a sound run in bfloat16 leaves three in ten."""
+
+
 @rule(
     "update-too-large",
     limit="relative update times number of layers beyond 1: (1 + r)^L leaves the region in which the gradient tells "
-    "what a step does; and the loss does not fall, or rises",
+    "what a step does; and the loss does not fall, or rises; or steps that to first order each take away seven tenths "
+    "of the loss (three, where less than 0.8 % of that comes true), and a fifth of it or more is left",
     reference="LeCun et al. (1998), section 4.7",
     needs=("update", "weight"),
+    of_the_start=(PROMISED_EACH,),
 )
 def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     """Steps so large that they replace the weights instead of mending them."""
@@ -45,6 +51,7 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
             return  # the loss grew for another reason
         large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
     elif not ((often or replaced) and not learns(evidence)) or shrinking(evidence):
+        yield from promises_too_much(evidence)
         return
     if not large.size or inputs_rise(evidence, int(large[0])) > 0.5:
         return
@@ -83,10 +90,12 @@ def _sane(evidence: Evidence, lr: float, value: float, limit: float) -> str:
 @rule(
     "update-too-small",
     limit="no layer's relative update is ever above 1e-6: a million such steps change a weight by its own size, and "
-    "float32 keeps one digit of them",
+    "float32 keeps one digit of them; or fifty steps and more that to first order can lower the loss by 3 % at most, "
+    "all together; or something takes back nine tenths of each update",
     reference="float32's relative precision, 6·10⁻⁸",
     needs=("update", "weight"),
     fewest=lasting,
+    of_the_start=(PROMISED_TOGETHER,),
 )
 def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that nothing is learned, in any layer."""
@@ -101,9 +110,12 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     if (rounded := _rounded_away(evidence)) is not None:
         yield rounded
         return
+    if (taken := _taken_back(evidence)) is not None:
+        yield taken
+        return
     if largest >= evidence.limits.update_small:
         resting = list(_came_to_rest(evidence, kept, ratio))
-        yield from resting or _hardly_moved(evidence, kept, ratio)
+        yield from resting or list(_hardly_moved(evidence, kept, ratio)) or promises_little(evidence)
         return
     lr = evidence.notes("lr")
     rate = float(np.nanmax(lr)) if np.isfinite(lr).any() else np.nan
@@ -138,7 +150,7 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
     )
     narrow = [layer.weight.dtype in ("bfloat16", "float16") for layer in evidence.layers]
     with np.errstate(invalid="ignore"):
-        lost = np.array(narrow) & (still > 0.9) & flows
+        lost = np.array(narrow) & (still > _ROUNDED_AWAY) & flows
     sites = [layer.weight for layer, bad in zip(evidence.layers, lost.tolist(), strict=True) if bad]
     if 2 * len(sites) <= sum(narrow) or not sites:
         return None
@@ -155,10 +167,36 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
         frontier=sites[0],
         value=share,
         unit="share of entries that a step does not change",
-        limit=0.9,
+        limit=_ROUNDED_AWAY,
         limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
         expected=0.0,
         causes=(f"weights in {sites[0].dtype}",),
+    )
+
+
+def _taken_back(evidence: Evidence) -> Finding | None:
+    """Updates that something other than the optimizer undoes."""
+    sites, share, since = undone(evidence)
+    if not sites or learns(evidence):
+        return None
+    return Finding(
+        "update-too-small",
+        "error",
+        f"Something other than the optimizer takes back {share:.1%} of what each step adds to {listed(names(sites))}: "
+        "their means do not move as the updates say.",
+        "look for what writes to the weights between the steps: a running average that is copied back, a state_dict "
+        "that is loaded, a projection or a clamp",
+        "",
+        direction="both",
+        sites=names(sites),
+        steps=(since,) if since > evidence.step(0) else (),
+        frontier=sites[0],
+        value=share,
+        unit="share of each update that is taken back",
+        limit=0.9,
+        limit_from="a step of which a tenth is left",
+        expected=0.0,
+        causes=("the weights are written to between the steps",),
     )
 
 
@@ -223,58 +261,4 @@ def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Ite
         limit_from="a million steps to change a weight by its own size",
         expected=1e-3,
         causes=("the learning rate, from that step on",),
-    )
-
-
-@rule(
-    "uneven-learning",
-    limit="three decades between the relative updates of layers, or between one layer's and the median of the others",
-    reference="Glorot & Bengio (2010); Bengio (2012)",
-    needs=("update", "weight"),
-    fewest=lasting,
-)
-def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
-    """Layers learn at wildly different speeds."""
-    if not evidence.training or len(evidence.at) < evidence.limits.hysteresis:
-        return
-    kept, ratio = learning(evidence)
-    if len(kept) < 2:
-        return
-    level = np.full(len(kept), np.nan)
-    typical = median(ratio[min(_WARM, len(ratio) - 1) :])
-    with np.errstate(divide="ignore"):
-        level = np.log10(typical)
-    known = np.isfinite(level)
-    if known.sum() < 2:
-        return
-    spread = float(np.nanmax(level[known]) - np.nanmin(level[known]))
-    if spread < evidence.limits.uneven_decades:
-        return
-    order = np.argsort(np.where(known, level, np.inf))[: int(known.sum())]
-    centre = float(np.median(level[known]))
-    slow, fast = int(order[0]), int(order[-1])
-    sound = -4.0 < level[fast] < -1.0, -4.0 < level[slow] < -1.0
-    odd = fast if level[fast] - centre > centre - level[slow] else slow
-    if sound[0] != sound[1]:  # a step of a thousandth is what is usual
-        odd = slow if sound[0] else fast
-    sites = [evidence.layers[kept[i]].weight for i in (fast, slow)]
-    chosen: Site = evidence.layers[kept[odd]].weight
-    yield Finding(
-        "uneven-learning",
-        "warning",
-        f"A step changes {sites[0].name!r} by {10 ** level[fast]:.1e} of its size and {sites[1].name!r} by "
-        f"{10 ** level[slow]:.1e}: {factor(10**spread)} times less. With one learning rate the slow layers stay as "
-        "they were.",
-        "give every layer weights of the scale its fan asks for, gradscope.init.initialize(model), or its own learning "
-        "rate (param_groups); Adam evens out what comes from the gradient alone",
-        "Bengio (2012)",
-        direction="backward",
-        sites=names([chosen, *(s for s in sites if s is not chosen)]),
-        frontier=chosen,
-        value=spread,
-        unit="decades between relative updates",
-        limit=evidence.limits.uneven_decades,
-        limit_from="three decades: a thousand steps of one layer are one of the other",
-        expected=0.0,
-        causes=(f"odd one out: {listed([chosen.name])}",),
     )

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradscope.recording import baseline_of
 from gradscope.recording._baseline import Array
 from gradscope.recording._compare import RTOL
 from gradscope.testing._band import expected_spread, half_width
 from gradscope.testing._observe import Subject, observed
-from gradscope.testing._seeds import _COMPARED, Entering, entering, relative
+from gradscope.testing._seeds import _COMPARED, Entering, entering, relative, relative_to_larger
 
 
 def chain(width: int, depth: int = 20, std: float = 1.0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -58,15 +59,26 @@ def scaled(model: nn.Module, std: float) -> nn.Module:
     return model
 
 
-KINDS: dict[str, tuple[Callable[..., nn.Module], Tensor]] = {
-    "20 layers of 64, ReLU, He": (partial(chain, 64), torch.linspace(-3, 3, 4 * 64).reshape(4, 64).sin()),
-    "20 layers of 128, ReLU, He": (partial(chain, 128), torch.linspace(-3, 3, 4 * 128).reshape(4, 128).sin()),
+def classes(out: Tensor) -> Tensor:
+    """Four samples, each of a class of its own."""
+    return functional.cross_entropy(out, torch.arange(4))
+
+
+KINDS: dict[str, tuple[Callable[..., nn.Module], Tensor, Callable[[Tensor], Tensor] | None]] = {
+    "20 layers of 64, ReLU, He": (partial(chain, 64), torch.linspace(-3, 3, 4 * 64).reshape(4, 64).sin(), None),
+    "the same, cross-entropy": (partial(chain, 64), torch.linspace(-3, 3, 4 * 64).reshape(4, 64).sin(), classes),
+    "20 layers of 128, ReLU, He": (partial(chain, 128), torch.linspace(-3, 3, 4 * 128).reshape(4, 128).sin(), None),
     "20 layers of 64, tanh, LeCun": (
         partial(chain, 64, activation=nn.Tanh),
         torch.linspace(-3, 3, 4 * 64).reshape(4, 64).sin(),
+        None,
     ),
-    "6 convolutions with batch norm": (convolutions, torch.linspace(-3, 3, 4 * 3 * 64).reshape(4, 3, 8, 8).sin()),
-    "3 transformer layers": (transformer, torch.linspace(-3, 3, 4 * 6 * 32).reshape(4, 6, 32).sin()),
+    "6 convolutions with batch norm": (
+        convolutions,
+        torch.linspace(-3, 3, 4 * 3 * 64).reshape(4, 3, 8, 8).sin(),
+        classes,
+    ),
+    "3 transformer layers": (transformer, torch.linspace(-3, 3, 4 * 6 * 32).reshape(4, 6, 32).sin(), None),
 }
 
 
@@ -79,11 +91,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| network | seeds | false alarms | 10 % caught | by the signals alone |\n| --- | --- | --- | --- | --- |")
-    for name, (make, x) in list(KINDS.items())[: options.kinds]:
-        recording = observed(Subject(make, x), 0)
+    for name, (make, x, loss) in list(KINDS.items())[: options.kinds]:
+        recording = observed(Subject(make, x, loss_fn=loss), 0)
         last = entering(recording)
-        sound, names = pool(make, x, range(options.pool), last)
-        sick, _ = pool(partial(make, std=1.1), x, range(10**6, 10**6 + options.pool), last)
+        sound, names = pool(Subject(make, x, loss_fn=loss), range(options.pool), last)
+        sick, _ = pool(Subject(partial(make, std=1.1), x, loss_fn=loss), range(10**6, 10**6 + options.pool), last)
         theory = expected_spread(recording)
         own = np.array([0.0 if last.get(one) == one[1] else theory.get(one[0], {}).get(one[1], 0.0) for one in names])
         weights = np.array([signal == "weight" for signal, _ in names])
@@ -95,13 +107,16 @@ def main() -> None:
             print(f"| {name} | {seeds} | {alarms} of {options.runs} | {rates[0]:.2%} | {rates[1]:.2%} |", flush=True)
 
 
-def pool(make: Callable[[], nn.Module], x: Tensor, seeds: range, last: Entering) -> tuple[Array, list[tuple[str, str]]]:
-    """What is compared of each network, `(networks, numbers)`, and the signal and site of each number."""
+def pool(subject: Subject, seeds: range, last: Entering) -> tuple[Array, list[tuple[str, str]]]:
+    """What is compared of each network, `(networks, numbers)`, and the signal and site of each; last is the loss."""
     rows: list[list[float]] = []
     for seed in seeds:
-        sizes = relative(baseline_of(observed(Subject(make, x), seed)).sizes, last)
+        run = baseline_of(observed(subject, seed))
+        sizes = relative(run.sizes, last)
         names = [(signal, site) for signal in _COMPARED for site in sizes.get(signal, {})]
-        rows.append([float(sizes[signal][site][0]) for signal, site in names])
+        row = [float(sizes[signal][site][0]) for signal, site in names]
+        rows.append([*row, float(run.gradient_norm[0]), float(run.loss[0])])
+    names += [("gradient norm", ""), ("loss", "")]
     found = np.array(rows)
     kept = np.isfinite(found).all(axis=0)
     return found[:, kept], [name for name, keep in zip(names, kept, strict=True) if keep]
@@ -113,7 +128,9 @@ def leaves(rng: np.random.Generator, a: Array, b: Array, own: Array, seeds: int)
     second = first[seeds:] if a is b else rng.choice(len(b), seeds, replace=False)
     one, other = a[first[:seeds]], b[second]
     half = half_width(own, one.std(axis=0, ddof=1), other.std(axis=0, ddof=1), seeds, len(own))
-    away = np.abs(np.median(one, axis=0) - np.median(other, axis=0))
+    middle = np.median(one, axis=0), np.median(other, axis=0)
+    away = np.abs(middle[0] - middle[1])
+    half[-1], away[-1] = (relative_to_larger(of[-1], middle[0][-1], middle[1][-1]) for of in (half, away))
     return np.asarray(away > half + math.log10(1.0 + RTOL))
 
 

@@ -141,11 +141,13 @@ def bands_of(expected: Baseline, obtained: Baseline, recording: Recording | None
             bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + least
     for what in _OF_THE_MODEL:
         width = half_width(np.zeros(()), expected.spread[what][""], obtained.spread[what][""], seeds, compared)
-        bands[what] = {"": (_relative(width, expected.loss, obtained.loss) if what == "loss" else width) + least}
+        bands[what] = {
+            "": (relative_to_larger(width, expected.loss, obtained.loss) if what == "loss" else width) + least
+        }
     return bands
 
 
-def _relative(width: Array, first: Array, second: Array) -> Array:
+def relative_to_larger(width: Array, first: Array, second: Array) -> Array:
     """A difference of losses as `compare` measures it: relative to the larger, in decades."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log10(1.0 + width / np.fmax(np.abs(first), np.abs(second))), dtype=np.float64)

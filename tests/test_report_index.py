@@ -188,7 +188,7 @@ def test_the_index_has_the_findings_and_what_could_not_be_judged(run_report: Rep
     words = data["profile__activation_grad.png"]["words"]
     assert words == "First sick site: 1 (vanishing-gradient), depth 2, since step 2."
     words = data["profile__activation.png"]["words"]
-    assert words.endswith("Found in the run, not on this picture: vanishing-gradient.")
+    assert words.endswith("Also found, not on this picture: vanishing-gradient.")
     assert "No fault" not in words
     assert data["heatmap__activation_grad.png"]["first_sick_by"] == "vanishing-gradient"
     assert data["heatmap__activation.png"]["first_sick_by"] is None

@@ -126,7 +126,7 @@ def test_the_picture_of_a_cut_gradient_shows_the_finding_and_every_site_without_
     head = f"First sick site: encoder.4 (no-gradient), depth 5. No gradient comes to {count}."
     assert words["profile__activation_grad.png"] == head
     assert not [one for one in words.values() if one.startswith("No fault found here")]
-    assert words["profile__activation.png"].endswith("Found in the run, not on this picture: no-gradient.")
+    assert words["profile__activation.png"].endswith("Also found, not on this picture: no-gradient.")
     assert start.endswith(str(tmp_path / "profile__activation_grad.png"))
 
 
@@ -262,3 +262,26 @@ def _holder(name: str, inner: nn.Module) -> nn.Module:
     outer = nn.Sequential()
     outer.add_module(name, inner)
     return outer
+
+
+def test_a_spike_is_marked_on_the_map_over_steps_with_which_the_run_starts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), 0.001)
+    with GradScope(model, every=1) as scope:
+        for step in range(90):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(scope(x * (1000 if step == 70 else 1)), y)
+            scope.note(loss=loss)
+            loss.backward()
+            optimizer.step()
+            scope.step()
+    found = diagnose(scope.recording)
+    (one,) = [one for one in found if one.rule == "gradient-spike"]
+    figure = depth_step_heatmap(scope.recording, "weight_grad", findings=found)
+    assert marks(figure, "gradient-spike") == [float(one.steps[0])] == [70.0]
+    assert "At step 70: gradient-spike." in [text.get_text() for text in figure.texts][1]
+    assert "gradient-spike" in legend(figure)
+    if found[0] is one:
+        assert said(scope.recording, tmp_path)[1].endswith("heatmap__weight_grad.png")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis import Findings
+from gradscope.diagnosis import Finding, Findings
 from gradscope.recording import Profile, Recording, Signal, Site
 from gradscope.report._drawn import Drawn, drawn_steps
 from gradscope.report._silent import silent_sites
-from gradscope.report._verdicts import Verdict, verdicts
+from gradscope.report._verdicts import Verdict, moments, verdicts
 
 Array = NDArray[np.float64]
 
@@ -112,6 +112,7 @@ class StepMap:
         nonfinite: where some entry was NaN or infinite, `(steps, sites)`.
         zero: where every entry was exactly 0, `(steps, sites)`.
         verdicts: the findings of the signal, worst first.
+        moments: findings that begin at a step, and at no site of it.
     """
 
     signal: Signal
@@ -123,6 +124,7 @@ class StepMap:
     nonfinite: NDArray[np.bool_]
     zero: NDArray[np.bool_]
     verdicts: tuple[Verdict, ...] = ()
+    moments: tuple[Finding, ...] = ()
 
     @property
     def first_nonfinite(self) -> tuple[int, Site] | None:
@@ -172,6 +174,7 @@ def step_map(recording: Recording, signal: Signal, findings: Findings | None = N
         rows(_not_finite(recording, signal, drawn.at), False),
         rms == 0,
         verdicts(findings, recording, signal),
+        moments(findings, recording, signal),
     )
 
 

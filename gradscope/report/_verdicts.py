@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradscope.diagnosis import RULES, Finding, Findings
-from gradscope.recording import Recording, Signal, Site
+from gradscope.recording import SIGNALS, Recording, Signal, Site
 
 DEPTH_RULES = ("vanishing-gradient", "exploding-gradient", "vanishing-activation", "exploding-activation")
 """Those that say of a profile that it leaves its band."""
@@ -73,6 +73,16 @@ def sick_places(findings: Findings | None, recording: Recording, signal: Signal)
         names = (*one.sites, *(() if one.frontier is None else (one.frontier.name,)))
         found |= {place[name] for name in names if name in place}
     return frozenset(found)
+
+
+def moments(findings: Findings | None, recording: Recording, signal: Signal) -> tuple[Finding, ...]:
+    """Findings worse than a note that a rule reads off a signal and that have a step, but no site on any picture."""
+    return tuple(
+        one
+        for one in findings or ()
+        if one.severity != "note" and one.steps and one.rule in RULES and signal in RULES[one.rule].needs
+        if not any(verdicts(Findings([one]), recording, any_signal) for any_signal in SIGNALS)
+    )
 
 
 def elsewhere(findings: Findings | None, recording: Recording, signal: Signal) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def profile_sentence(lines: tuple[Line, ...], *, judged: bool = False, others: t
     """
     found = [verdict for line in lines for verdict in line.verdicts]
     said = verdict_sentence(tuple(found)) if found else _slope_sentence(lines, judged, others)
-    also = [f"Found in the run, not on this picture: {', '.join(others)}."] if others and not found else []
+    also = [f"Also found, not on this picture: {', '.join(others)}."] if others and not found else []
     return " ".join([said, *_lost(lines[-1]), *also])
 
 
@@ -109,6 +109,7 @@ def verdict_sentence(found: tuple[Verdict, ...]) -> str:
 def map_sentence(shown: StepMap) -> str:
     """The findings, and where the first NaN or infinity is, else how far the rms ranges."""
     said = f"{verdict_sentence(shown.verdicts)} " if shown.verdicts else ""
+    said += "".join(f"At step {one.steps[0]}: {one.rule}. " for one in shown.moments[:_MOST_VERDICTS])
     if not any(one.finding.rule in ("non-finite", "dtype-overflow") for one in shown.verdicts):
         said += _extent(shown)
     return said.strip()

@@ -144,6 +144,8 @@ def _marks(axes: Axes, shown: StepMap) -> None:
         steps = shown.steps[mask]
         if len(steps):
             axes.plot(steps, np.full(len(steps), above), marker, color=colour, markersize=4, clip_on=False, label=label)
+    for moment in shown.moments:
+        axes.plot([moment.steps[0]], [above], "v", color=VERMILION, markersize=7, clip_on=False, label=moment.rule)
     for one in shown.verdicts:
         at = int(np.searchsorted(shown.steps, one.since or 0))
         step, row = shown.steps[min(at, len(shown.steps) - 1)], shown.sites.index(one.site)
@@ -182,6 +184,8 @@ def _entries(shown: StepMap) -> list[tuple[Patch | Line2D, str]]:
     if shown.verdicts:
         cross: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 8, "markeredgecolor": "white"}
         entries.append((Line2D([], [], color=VERMILION, **cross), "first sick site, where it begins"))
+    for rule in dict.fromkeys(one.rule for one in shown.moments):
+        entries.append((Line2D([], [], color=VERMILION, linestyle="none", marker="v", markersize=7), rule))
     if shown.skipped.any():
         entries.append((Line2D([], [], color=SOFT, linestyle="none", marker="v", markersize=5), "step skipped"))
     return entries

@@ -170,7 +170,8 @@ def _entries(lines: tuple[Line, ...], band: bool, theory: ExpectedCurve | None) 
         p, when = line.profile, line.when
         style = {"color": _SHADES[p.direction][when], "linestyle": _DASHES[when], "marker": _MARKERS[when]}
         handle = Line2D([], [], linewidth=1.9, markersize=4.5, markerfacecolor="white", **style)  # type: ignore[arg-type]
-        found.append((handle, f"{when} step, {p.step}:  {per_layer(p.decades_per_layer)}"))
+        name = f"step {p.step}" if when == "only" else f"{when} step, {p.step}"
+        found.append((handle, f"{name}:  {per_layer(p.decades_per_layer)}"))
     last = "" if len(lines) == 1 else " of the last step"
     if band:
         found.append((Patch(facecolor=HEALTHY), f"healthy band{last}"))

@@ -1,4 +1,4 @@
-"""The two sides of `gradscope-report diff`: files, or one factory at two revisions of a git repository."""
+"""What `gradscope-report diff` compares: two files, or one factory at two revisions of a git repository."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradscope._cli_output import Mistake
-from gradscope.recording import Baseline, Recording, baseline_of
+import numpy as np
 
+from gradscope._cli_output import Mistake
+from gradscope.recording import Baseline, Comparison, Recording, baseline_of, compare
+from gradscope.recording._baseline import Spreads
+from gradscope.recording._compare import RTOL
+
+Run = Recording | Baseline
+
+_OF_HOOKS = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_WORK_TREE")
 _SQLITE = b"SQLite format 3\0"
 # Only what gradscope has had since its first version: at an old revision of its own repository this runs on that.
 _PROBE = """
+import random
 import sys
 sys.path[:0] = sys.argv[3:]
+import numpy
 import torch
+random.seed(0)
+numpy.random.seed(0)
 torch.manual_seed(0)
 torch.set_num_threads(1)
 from gradscope import _user_model
@@ -30,7 +41,26 @@ except Mistake as error:
 """
 
 
-def of_files(paths: Sequence[str]) -> tuple[Baseline, Baseline]:
+def compared(expected: Run, obtained: Run, rtol: float | None) -> tuple[Comparison, Spreads | None]:
+    """The comparison, and the bands where both are of several seeds and no tolerance is given.
+
+    Raises:
+        Mistake: the two cannot be compared, or the tolerance cannot be meant.
+    """
+    bands = None
+    try:
+        if rtol is None and isinstance(expected, Baseline) and isinstance(obtained, Baseline):
+            seeds = [one.facts.get("seeds") for one in (expected, obtained)]
+            if seeds[0] is not None and seeds[0] == seeds[1] and np.array_equal(expected.steps, obtained.steps):
+                from gradscope.testing._seeds import bands_of
+
+                bands = bands_of(expected, obtained, None, RTOL)
+        return compare(expected, obtained, RTOL if rtol is None else rtol, bands=bands), bands
+    except ValueError as error:
+        raise Mistake(str(error)) from None
+
+
+def of_files(paths: Sequence[str]) -> tuple[Run, Run]:
     """The two files, each a recording or a baseline.
 
     Raises:
@@ -42,21 +72,21 @@ def of_files(paths: Sequence[str]) -> tuple[Baseline, Baseline]:
     return expected, obtained
 
 
-def _of_file(path: Path) -> Baseline:
+def _of_file(path: Path) -> Run:
     try:
         with path.open("rb") as file:
             head = file.read(len(_SQLITE))
     except OSError as error:
         raise Mistake(f"{path} cannot be read: {error.strerror}") from None
     if head == _SQLITE:
-        return baseline_of(Recording.load(path))
+        return Recording.load(path)
     from gradscope.testing import load_baseline
 
     return load_baseline(path)
 
 
-def at_revisions(factories: Sequence[str], revisions: Sequence[str]) -> tuple[Baseline, Baseline]:
-    """The factory's model probed as it is at each of two revisions.
+def at_revisions(factories: Sequence[str], revisions: Sequence[str]) -> tuple[Run, Run]:
+    """The factory's model probed as it is at each of two revisions, from one seed and on one thread.
 
     Raises:
         Mistake: there are not one factory and two revisions, or something about them does not work.
@@ -83,7 +113,7 @@ def _probed(factory: str, revision: str, place: Path) -> Baseline:
         if not at.is_dir():
             raise Mistake(f"at revision {revision} there is no folder {here.relative_to(root)}")
         command = [sys.executable, "-c", _PROBE, factory, str(file), *_paths(root, place, at)]
-        done = subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=at, capture_output=True, text=True, check=False, env=_environment())
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
             raise Mistake(f"at revision {revision}: {last.removeprefix('mistake: ')}")
@@ -108,10 +138,15 @@ def _worktree(commit: str, place: Path) -> Iterator[None]:
         _git("worktree", "remove", "--force", str(place))
 
 
+def _environment() -> dict[str, str]:
+    """Without what git tells its hooks of the commit in progress: a worktree would be checked out into its index."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_HOOKS}
+
+
 def _git(*arguments: str, what: str = "") -> str:
     try:
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+            ["git", *arguments], capture_output=True, text=True, check=False, env={**_environment(), "LC_ALL": "C"}
         )
     except FileNotFoundError:
         raise Mistake("--rev needs git, and there is none on the path") from None

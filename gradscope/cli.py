@@ -268,22 +268,18 @@ def diff(
 ) -> None:
     """What differs between two runs: sites by name, sizes within a tolerance; exit code 1 where something does."""
     from gradscope import _revisions
-    from gradscope.recording import compare
-    from gradscope.recording._compare import RTOL
 
     if json and markdown:
         raise Mistake("--json and --markdown exclude each other")
     expected, obtained = _revisions.at_revisions(compared, rev) if rev else _revisions.of_files(compared)
-    try:
-        found = compare(expected, obtained, RTOL if rtol is None else rtol)
-    except ValueError as error:
-        raise Mistake(str(error)) from None
+    found, bands = _revisions.compared(expected, obtained, rtol)
     output = Output(_REPORTS if out is None else out, json, quiet)
     if out is not None:
         output.make_directory()
+        from gradscope.recording._common_steps import at_common_steps
         from gradscope.report import write_comparison_report
 
-        write_comparison_report(expected, obtained, found, out)
+        write_comparison_report(*at_common_steps(expected, obtained)[:2], found, out, bands=bands)
     output.print_document(found.as_dict(), found.to_markdown().rstrip() if markdown else str(found))
     if not found.same:
         raise typer.Exit(FINDINGS)

@@ -24,6 +24,8 @@ PROPERTY = "gradscope"
 """Name of the JUnit property that has all of an outcome, as JSON."""
 _MARK = ("rtol", "fail_on", "seed")
 _SEVERITIES = ("error", "warning", "note")
+_TROUBLE = pytest.StashKey[list[str]]()
+"""What of the summaries could not be written: a test run does not fail for it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
     _fail_on(config.getini("gradscope_fail_on"), "gradscope_fail_on")
     if Path(str(config.getini("gradscope_dir"))).is_absolute():
         raise pytest.UsageError("gradscope_dir is a folder beside each test file: give a relative path")
+    directory = _directory(config)
+    if directory is not None and directory.exists() and not directory.is_dir():
+        raise pytest.UsageError(f"--gradscope-report is {directory}, which is a file; give a directory")
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def gradient_regression(request: pytest.FixtureRequest) -> Iterator[GradientRegr
             test,
             policy=_policy(request.config, settings),
             seed=settings["seed"],
-            accept=f"pytest '{request.node.nodeid}' --gradscope-update",
+            accept=f"pytest {_quoted(_from_here(request.node))} --gradscope-update",
             told=told,
         )
 
@@ -124,6 +129,23 @@ def _fail_on(value: Any, name: str) -> str:
     return str(value)
 
 
+def _from_here(item: pytest.Item) -> str:
+    """A test's name for a shell that is where pytest was started; ids of nodes begin at the root instead."""
+    file = Path(os.path.relpath(item.path, item.config.invocation_params.dir)).as_posix()
+    return f"{file}::{str(item.nodeid).partition('::')[2]}"
+
+
+def _quoted(text: str) -> str:
+    """For a shell, always in quotes: a parameter's brackets would be a pattern."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _directory(config: pytest.Config) -> Path | None:
+    """Of the report: where pytest was started, whatever folder a test has changed to since."""
+    given = config.getoption("--gradscope-report")
+    return None if not given else config.invocation_params.dir / given
+
+
 def _file_name(test: str) -> str:
     """A test's name as that of a file, the same for no two: what it cannot hold is told apart by a checksum."""
     plain = re.sub(r"[^A-Za-z0-9_.\-\[\]]+", ".", test)[:120]
@@ -132,13 +154,11 @@ def _file_name(test: str) -> str:
 
 def _tell(item: pytest.Item, outcome: Outcome) -> None:
     """Put an outcome into the test's properties, and draw it where that is asked for."""
-    document = {**outcome.as_dict(), "nodeid": item.nodeid}
-    directory = item.config.getoption("--gradscope-report")
-    if directory and not outcome.passed:
-        from gradscope.report._comparison_report import draw_comparison
-
-        document["pictures"] = draw_comparison(outcome.expected, outcome.obtained, Path(directory), outcome.test)
+    document = {**outcome.as_dict(), "nodeid": str(item.nodeid)}
+    directory = _directory(item.config)
+    if directory is not None and not outcome.passed:
         document["message"] = outcome.message
+        document["pictures"] = _drawn(outcome, directory)
     item.user_properties += [
         ("gradscope_status", outcome.status),
         ("gradscope_headline", outcome.headline),
@@ -146,15 +166,36 @@ def _tell(item: pytest.Item, outcome: Outcome) -> None:
     ]
 
 
+def _drawn(outcome: Outcome, directory: Path) -> list[str]:
+    """The pictures of a comparison, relative to the directory."""
+    if outcome.comparison is None or outcome.expected is None or outcome.obtained is None:
+        return []
+    from gradscope.report._comparison_report import draw_comparison
+
+    try:
+        return draw_comparison(
+            outcome.expected, outcome.obtained, outcome.comparison, directory, name=outcome.test, bands=outcome.bands
+        )
+    except OSError:  # the page will not be written either, and says why
+        return []
+
+
 class _Collector:
     """What the tests found, gathered where the reports arrive: under xdist the controller."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+        self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "teardown":  # the last of a test, with all its properties
-            self.records += [json.loads(str(value)) for name, value in report.user_properties if name == PROPERTY]
+        if report.failed:
+            self._failed.add(report.nodeid)
+        if report.when != "teardown":  # the last of a test, with all its properties
+            return
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                tolerated = report.nodeid not in self._failed  # by pytest.raises, or a mark xfail
+                self.records.append({**json.loads(str(value)), "tolerated": tolerated})
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -165,7 +206,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _records(config: pytest.Config) -> list[dict[str, Any]]:
     collector: Any = config.pluginmanager.get_plugin("gradscope-collector")
-    return [] if collector is None else list(collector.records)
+    return [] if collector is None else collector.records
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -175,17 +216,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     from gradscope.report._test_summary import markdown_summary, write_page
 
-    directory = session.config.getoption("--gradscope-report")
-    if directory:
-        write_page(records, Path(directory))
+    directory, trouble = _directory(session.config), []
+    if directory is not None:
+        try:
+            write_page(records, directory)
+        except OSError as error:
+            trouble.append(f"--gradscope-report cannot be written: {error}")
     if place := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(place).open("a", encoding="utf-8") as file:
                 file.write(markdown_summary(records))
         except OSError as error:
-            session.config.issue_config_time_warning(
-                pytest.PytestWarning(f"GITHUB_STEP_SUMMARY cannot be written: {error}"), stacklevel=2
-            )
+            trouble.append(f"GITHUB_STEP_SUMMARY cannot be written: {error}")
+    session.config.stash[_TROUBLE] = trouble
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -198,5 +241,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("gradscope")
     for line in text_summary(records):
         terminalreporter.write_line(line)
-    if directory := config.getoption("--gradscope-report"):
-        terminalreporter.write_line(f"report: {Path(directory) / 'index.html'}")
+    trouble = config.stash.get(_TROUBLE, [])
+    for line in trouble:
+        terminalreporter.write_line(line)
+    directory = _directory(config)
+    if directory is not None and (directory / "index.html").is_file():
+        terminalreporter.write_line(f"report: {Path(config.getoption('--gradscope-report')) / 'index.html'}")

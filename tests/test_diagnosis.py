@@ -401,7 +401,7 @@ def test_unknown_says_which_signal_how_many_steps_or_that_no_unit_moments_are_th
 def test_an_empty_recording_is_all_unknown() -> None:
     findings = diagnose(Recording.create())
     assert len(findings) == 0
-    assert set(rule_names()) - set(findings.unknown) == {"non-finite", "dtype-overflow", "loss-scale"}
+    assert set(findings.unknown) == set(rule_names())
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -603,3 +603,15 @@ def test_lasting_since_is_the_place_behind_the_last_sound_one(states: list[bool]
     place = lasting_since(bad[:, None])
     assert bad[place:].all()
     assert place == 0 or not bad[place - 1]
+
+
+def test_a_scope_that_has_no_step_yet_says_that_nothing_could_be_judged() -> None:
+    model = nn.Linear(4, 2)
+    with GradScope(model) as scope:
+        assert str(scope.diagnose()) == "nothing could be judged: no step is recorded yet"
+        assert set(scope.diagnose().unknown) == set(rule_names())
+        assert "No fault" not in scope.diagnose()._repr_html_()
+        model(torch.randn(3, 4)).sum().backward()
+        scope.step()
+        model(torch.randn(3, 4))  # what has ended is written when the next forward pass begins
+        assert "could be judged" not in str(scope.diagnose())

@@ -141,3 +141,49 @@ def test_a_variance_made_by_relu_is_a_pole_near_the_first_outputs() -> None:
 def test_a_variance_made_by_softplus_is_none() -> None:
     recording = trained(Variance(F.softplus), line, gaussian, steps=40, lr=1e-2, optimizer=torch.optim.Adam)
     assert "gradient-spike" not in kinds(recording)
+
+
+class Cosines(nn.Module):
+    """Logits are cosines, times a scale."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.body, self.classes, self.scale = network(outputs=16), nn.Parameter(torch.randn(8, 16)), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.normalize(self.body(x)) @ F.normalize(self.classes).T
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1.0, ["output-pairing"]), (10.0, [])])
+def test_cosines_without_a_scale_are_logits_that_cannot_spread(scale: float, said: list[str]) -> None:
+    blobs = two_blobs(classes=8)
+    recording = trained(Cosines(scale), blobs, F.cross_entropy, steps=150, lr=1e-2, optimizer=torch.optim.Adam)
+    assert kinds(recording) == said
+    if said:  # all of them lie within [-1, 1], and the floor is that of the range that was measured
+        (one,) = faults(recording)
+        assert one.value is not None
+        assert one.value <= 2.0
+        loss = recording.notes("loss")[-1]
+        assert math.log1p(7 * math.exp(-2.0)) <= loss <= 2 * math.log1p(7 * math.exp(-one.value))
+
+
+def test_logits_that_still_spread_are_none() -> None:
+    recording = trained(network(outputs=8), two_blobs(classes=8), F.cross_entropy, steps=40, lr=0.05)
+    assert kinds(recording) == []
+
+
+def test_as_many_classes_as_samples_are_pairs_whose_cosines_may_be_confined() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(outputs=16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.normalize(self.body(x))
+            return z @ F.normalize(self.body(x + 0.1)).T / 0.5
+
+    def own(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, torch.arange(len(output)))
+
+    recording = trained(Pairs(), two_blobs(), own, steps=150, lr=1e-2, optimizer=torch.optim.Adam)
+    assert "output-pairing" not in kinds(recording)

@@ -14,7 +14,7 @@ from torch import nn
 from gradscope import probe
 from gradscope.cli import main
 from gradscope.recording import baseline_of
-from gradscope.testing import save_baseline
+from gradscope.testing import GradientRegression, Policy, save_baseline
 
 Capture = pytest.CaptureFixture[str]
 FACTORY = """
@@ -91,6 +91,27 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(capsys: Capture) -> 
     assert "give it twice" in refused(capsys, a, "--rev", "HEAD")
 
 
+def test_baselines_of_several_seeds_are_compared_within_their_band(capsys: Capture) -> None:
+    def make(std: float = 1.0, shift: int = 0) -> nn.Module:
+        torch.rand(shift)
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= std
+        return model
+
+    x = torch.linspace(-1, 1, 8 * 32).reshape(8, 32).sin()
+    for name, function in (("a", make), ("b", lambda: make(shift=1)), ("c", lambda: make(std=1.5))):
+        GradientRegression(f"{name}.json", policy=Policy(update=True)).check(function, x, seeds=6)
+    assert main(["diff", "a.json", "b.json"]) == 0
+    assert "within the band of the seeds" in capsys.readouterr().out
+    assert main(["diff", "a.json", "c.json", "--out", "pictures"]) == 1
+    assert "0.weight" in capsys.readouterr().out
+    assert main(["diff", "a.json", "b.json", "--rtol", "1e-3"]) == 1
+    capsys.readouterr()
+    assert "one run is of 6 seeds and the other of one seed" in refused(capsys, "a.json", write("one.json"))
+
+
 # -- revisions ------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +155,35 @@ def test_a_factory_at_two_revisions_is_compared_and_the_checkout_is_left_alone(
     assert (repository / "package" / "nets.py").read_text() == "raise RuntimeError"
     listed = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
     assert listed.count("\n") == 1
+
+
+def test_a_factory_may_draw_from_any_generator(
+    capsys: Capture, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    Path("package/nets.py").write_text(
+        FACTORY.replace("import torch\n", "import random, numpy, torch\n").replace(
+            "torch.randn(4, 8)", "torch.tensor(numpy.random.randn(4, 8) + random.random()).float()"
+        )
+    )
+    git("commit", "-qam", "numpy's")
+    assert main(["diff", "--rev", "HEAD", "--rev", "HEAD", "package.nets:make"]) == 0
+    assert "the same" in capsys.readouterr().out
+
+
+def test_in_a_hook_of_git_the_commit_in_progress_is_left_alone(
+    capsys: Capture, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git tells a hook its index, into which a worktree would be checked out."""
+    monkeypatch.chdir(repository)
+    git("add", ".")
+    index = Path(".git/index")
+    before = index.read_bytes()
+    monkeypatch.setenv("GIT_INDEX_FILE", str(index))
+    assert main(["diff", "--rev", "HEAD", "--rev", "HEAD", "package.nets:make"]) == 0
+    monkeypatch.setenv("GIT_INDEX_FILE", str(index.resolve()))
+    assert main(["diff", "--rev", "HEAD", "--rev", "HEAD", "package.nets:make"]) == 0
+    assert index.read_bytes() == before
 
 
 def test_revisions_and_factories_that_are_not_there_are_refused(

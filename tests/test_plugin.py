@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -108,7 +109,7 @@ def test_a_change_fails_with_the_worst_five_sites_the_finding_and_the_command(
             "*diagnosis now: *",
             "*to accept: pytest 'test_model.py::test_gradients' --gradscope-update",
             "*= gradscope =*",
-            "1 checks: 1 different",
+            "1 check: 1 different",
             "test_model.py::test_gradients: * numbers differ *",
         ]
     )
@@ -149,7 +150,7 @@ def test_a_baseline_that_cannot_be_used_fails_in_one_sentence(project: pytest.Py
     path.write_text(damage(path.read_text()))
     result = run(project)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"E *BaselineError: baseline *{said}*", "1 checks: 1 not comparable"])
+    result.stdout.fnmatch_lines([f"E *BaselineError: baseline *{said}*", "1 check: 1 could not be made"])
 
 
 def test_a_model_that_is_not_deterministic_fails_and_says_how_to_seed_it(pytester: pytest.Pytester) -> None:
@@ -309,6 +310,68 @@ def test_junit_properties_and_githubs_summary_say_what_differs(
     assert text.startswith("before\n### GradScope")
     assert text.count("\n| ") == 7  # head, line, five sites
     assert "first weight of 0.weight" in text
+
+
+def test_the_command_to_accept_is_for_the_folder_that_pytest_was_started_in(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a test changes to; and a quote in a parameter is one to the shell."""
+    pytester.makeini("[pytest]\n")
+    folder = pytester.mkdir("below")
+    (folder / "test_model.py").write_text(
+        f"""{MODEL}
+import pytest
+@pytest.mark.parametrize("what", ["it's"])
+def test_it(gradient_regression, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gradient_regression.check(make, torch.randn(8, 16))
+"""
+    )
+    monkeypatch.chdir(folder)
+    arguments = (f"--rootdir={pytester.path}", "--gradscope-report=out")
+    run(pytester, *arguments, "--gradscope-update-new").assert_outcomes(passed=1)
+    monkeypatch.setenv("STD", "1.1")
+    result = run(pytester, *arguments)
+    result.assert_outcomes(failed=1)
+    accept = next(line for line in result.outlines if "to accept: " in line).partition("to accept: ")[2]
+    assert shlex.split(accept) == ["pytest", "test_model.py::test_it[it's]", "--gradscope-update"]
+    assert len(list((folder / "out").glob("*.png"))) == 4
+
+
+def test_a_summary_that_cannot_be_written_fails_nothing_and_is_said(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project.path / "missing" / "summary.md"))
+    result = run(project)
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["GITHUB_STEP_SUMMARY cannot be written: *"])
+
+
+def test_a_report_in_place_of_a_file_is_refused_at_once(project: pytest.Pytester) -> None:
+    (project.path / "taken").write_text("")
+    result = run(project, "--gradscope-report=taken")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--gradscope-report is *taken, which is a file; give a directory*"])
+
+
+def test_a_failure_that_the_test_expects_is_none_of_the_session(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_model=f"""{MODEL}
+import pytest
+def test_raises(gradient_regression):
+    with pytest.raises(AssertionError):
+        gradient_regression.assert_signal_propagates(make, torch.randn(8, 16), max_decades=0.01)
+
+@pytest.mark.xfail
+def test_marked(gradient_regression):
+    gradient_regression.assert_signal_propagates(make, torch.randn(8, 16), max_decades=0.01)
+"""
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=1, xfailed=1)
+    result.stdout.fnmatch_lines(["2 checks: 2 failed as their test expects"])
+    result.stdout.no_fnmatch_line("*does not propagate forward*")
 
 
 def test_assertions_are_counted_in_the_summary(pytester: pytest.Pytester) -> None:

@@ -110,6 +110,25 @@ def test_a_check_over_seeds_passes_where_one_over_a_single_seed_fails_for_other_
         GradientRegression(tmp_path / "many.json").check(scaled, x, seeds=6)
 
 
+def test_the_loss_and_the_gradients_norm_have_a_band_of_their_own(tmp_path: Path) -> None:
+    """A loss that is shifted has the same gradient: nothing but itself tells it."""
+    x = torch.linspace(-3, 3, 32 * 8).reshape(8, 32).sin()
+    small = partial(he, depth=4, width=32)
+
+    def loss(out: torch.Tensor, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+        return shift + scale * out.square().mean()
+
+    path = tmp_path / "a.json"
+    GradientRegression(path, policy=Policy(update=True)).check(small, x, loss_fn=loss, seeds=6)
+    assert GradientRegression(path).check(partial(small, shift=1), x, loss_fn=loss, seeds=6)
+    with pytest.raises(AssertionError, match=r"1 of \d+ numbers differ .* first loss"):
+        GradientRegression(path).check(small, x, loss_fn=partial(loss, shift=100.0), seeds=6)
+    with pytest.raises(AssertionError, match=r"first loss: .* became not finite"):
+        GradientRegression(path).check(small, x, loss_fn=partial(loss, shift=torch.nan), seeds=6)
+    with pytest.raises(AssertionError, match="gradient norm"):
+        GradientRegression(path).check(small, x, loss_fn=partial(loss, scale=100.0), seeds=6)
+
+
 def test_a_gradient_that_enters_ten_times_as_large_is_caught_over_seeds_too(tmp_path: Path) -> None:
     x = torch.linspace(-3, 3, 32 * 8).reshape(8, 32).sin()
     small = partial(he, depth=4, width=32)

@@ -22,6 +22,7 @@ from gradscope.testing import (
     assert_no_dead_units,
     assert_scale,
     assert_signal_propagates,
+    load_baseline,
 )
 from gradscope.testing._observe import Subject, observed
 from gradscope.testing._policy import in_ci
@@ -86,6 +87,28 @@ def test_dead_units_are_counted_and_named() -> None:
     assert_no_dead_units(nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 1)), X)
     with pytest.raises(ValueError, match="max_fraction is 2"):
         assert_no_dead_units(dead, X, max_fraction=2)
+
+
+class Functional(nn.Module):
+    """Activations as functions, of which the first is dead where its bias is far below zero."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 8), nn.Linear(8, 1)
+        nn.init.constant_(self.a.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.relu(self.a(x)))
+
+
+def test_units_of_functional_activations_die_too_and_without_any_there_is_nothing_to_claim(tmp_path: Path) -> None:
+    assert_no_dead_units(Functional(3.0), X)
+    with pytest.raises(AssertionError, match=r"first <root>:relu \(100.0%\)"):
+        assert_no_dead_units(Functional(-100.0), X)
+    with pytest.raises(AssertionError, match=r"first <root>:relu \(100.0%\)"):
+        written(tmp_path / "a.json").assert_no_dead_units(Functional(-100.0), X)
+    with pytest.raises(ValueError, match="model has no activation"):
+        assert_no_dead_units(nn.Linear(32, 8), X)
 
 
 def test_a_scale_is_that_of_the_output_the_input_gradient_the_weight_or_a_site() -> None:
@@ -211,6 +234,50 @@ def test_several_checks_of_one_test_have_a_baseline_each(tmp_path: Path) -> None
         regression.check(deep, X, name="../x")
 
 
+def test_an_optimizer_that_evaluates_the_loss_itself_is_trained_as_torch_does_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = deep(depth=2)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+
+    def loss_fn(out: Tensor) -> Tensor:
+        return (out - 1).square().mean()
+
+    regression = written(tmp_path / "a.json")
+    regression.check(model, X, loss_fn=loss_fn, steps=3, optimizer=optimizer)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not optimizer.state
+    assert GradientRegression(tmp_path / "a.json").check(model, X, loss_fn=loss_fn, steps=3, optimizer=optimizer)
+
+    losses = []
+    for _ in range(3):
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_fn(model(X))
+            loss.backward()
+            return loss
+
+        losses.append(loss_fn(model(X)).item())
+        optimizer.step(closure)  # type: ignore[arg-type]
+    kept = load_baseline(tmp_path / "a.json")
+    assert kept.loss.tolist() == pytest.approx(losses, rel=1e-5)
+    assert losses[2] < losses[0] / 2
+
+
+def test_a_check_that_cannot_be_made_is_told_too(tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+    regression = GradientRegression(tmp_path / "a.json", told=lambda one: told.append((one.status, one.headline)))
+    for model, x in ((deep().requires_grad_(False), X), (deep(), X[:, :3])):
+        with pytest.raises((ValueError, RuntimeError)):
+            regression.check(model, x)
+        with pytest.raises((ValueError, RuntimeError)):
+            regression.assert_healthy(model, x)
+    assert [status for status, _ in told] == ["unusable"] * 4
+    assert told[0][1] == told[1][1] == "the model's output has no gradient: nothing in it requires one"
+    assert told[2][1].startswith("RuntimeError: mat1 and mat2")
+
+
 class Restless(nn.Module):
     """Draws from a generator of its own that nobody seeds."""
 
@@ -247,7 +314,7 @@ def test_weights_or_inputs_of_another_seed_are_told_from_a_fault(tmp_path: Path)
 def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     written(path).check(deep, X)
-    with pytest.raises(BaselineError, match="has 1 steps and this run has 2"):
+    with pytest.raises(BaselineError, match="has 1 step, and this run has 2"):
         GradientRegression(path).check(deep, X, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     with pytest.raises(BaselineError, match="is of one seed and this run is of 4 seeds"):
         GradientRegression(path).check(deep, X, seeds=4)
@@ -273,6 +340,8 @@ def test_arguments_that_cannot_be_meant_are_refused_in_one_sentence(tmp_path: Pa
     frozen = deep().requires_grad_(False)
     with pytest.raises(ValueError, match="the model's output has no gradient"):
         check(frozen, X)
+    with pytest.raises(ValueError, match="the model has no parameter that is trained"):
+        check(frozen, X, steps=2, optimizer=torch.optim.SGD)
     assert not list(tmp_path.iterdir())
 
 

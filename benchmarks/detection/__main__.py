@@ -1,4 +1,4 @@
-"""`python -m benchmarks.detection [--corpus seen|unseen] [--half tune|held|all] [--tool NAME ...] [--mistakes]`.
+"""`python -m benchmarks.detection [--corpus seen|unseen|second] [--half tune|held|all] [--tool NAME ...] [--mistakes]`.
 
 Trains the corpus, asks every tool, and prints the scores in Markdown; with `--mistakes` also each one's mistakes. With
 `--out` the recordings stay in the folder, and a second call reads them instead of training again.
@@ -20,12 +20,15 @@ from benchmarks.detection.running import outcomes, record
 from benchmarks.detection.scoring import Outcome, Score
 from benchmarks.detection.tools import TOOLS, available
 from tests.faults import Program, of_half
+from tests.faults_second import PROGRAMS as SECOND
 from tests.faults_unseen import PROGRAMS as UNSEEN
+
+OTHERS = {"unseen": UNSEEN, "second": SECOND}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--corpus", choices=("seen", "unseen"), default="seen", help="unseen has no halves")
+    parser.add_argument("--corpus", choices=("seen", *OTHERS), default="seen", help="only seen has halves")
     parser.add_argument("--half", choices=("tune", "held", "all"), default="all")
     parser.add_argument("--seeds", type=int, default=1, help="each program with so many seeds, from 0 (default 1)")
     parser.add_argument("--tool", nargs="+", choices=list(TOOLS), metavar="NAME", help=", ".join(TOOLS))
@@ -37,7 +40,7 @@ def main() -> None:
     tools = {name: tool for name, tool in available().items() if name in (given.tool or TOOLS)}
     if not tools:
         parser.error("none of these tools can run: this gradscope has no `diagnose`")
-    corpus = of_half(given.half) if given.corpus == "seen" else list(UNSEEN.values())
+    corpus = of_half(given.half) if given.corpus == "seen" else list(OTHERS[given.corpus].values())
     programs = [p for p in corpus if any(fnmatch.fnmatch(p.name, glob) for glob in given.names)]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as spare:

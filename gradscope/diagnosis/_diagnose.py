@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gradscope.diagnosis import _rules  # noqa: F401  # registers them
 from gradscope.diagnosis._evidence import Evidence
-from gradscope.diagnosis._findings import Findings
+from gradscope.diagnosis._findings import NO_STEP, NONE_COUNTS, Findings
 from gradscope.diagnosis._folding import folded
 from gradscope.diagnosis._limits import Limits
 from gradscope.diagnosis._registry import RULES
@@ -48,6 +48,8 @@ def diagnose(recording: Recording, limits: Limits | None = None, rules: Sequence
 
 def judged(evidence: Evidence, chosen: Sequence[str]) -> Findings:
     """What the chosen rules find in the evidence, folded."""
+    if not len(evidence.recording.steps):
+        return Findings((), dict.fromkeys(chosen, NO_STEP))
     found, unknown = [], {}
     for name in chosen:
         over_steps = "update" in RULES[name].needs or RULES[name].fewest(evidence.limits) > 1
@@ -60,7 +62,7 @@ def judged(evidence: Evidence, chosen: Sequence[str]) -> Findings:
             unknown[name] = f"{', '.join(lacking)} was not recorded"
             continue
         if (steps := len(evidence.at)) < (fewest := RULES[name].fewest(evidence.limits)):
-            unknown[name] = "no recorded step is finite and was not skipped"
+            unknown[name] = NONE_COUNTS
             if steps:
                 unknown[name] = f"{steps} of the recorded steps are finite and were not skipped, and it needs {fewest}"
             continue

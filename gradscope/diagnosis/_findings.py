@@ -10,6 +10,11 @@ from typing import Any, overload
 from gradscope.diagnosis._finding import SEVERITIES, Finding, Severity
 from gradscope.recording._sweep_json import strict
 
+NO_STEP = "no step is recorded yet"
+NONE_COUNTS = "no recorded step is finite and was not skipped"
+WITHOUT_STEPS = (NO_STEP, NONE_COUNTS)
+"""Why rules could not judge: what is said of a recording that has no step to judge by."""
+
 
 class Findings(Sequence[Finding]):
     """Findings, worst first; of one severity in the order in which they were found.
@@ -55,7 +60,12 @@ class Findings(Sequence[Finding]):
         return json.dumps(self.as_list(), ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self._found)) if self._found else "nothing found"
+        return "\n".join(map(str, self._found)) if self._found else self._why_nothing("nothing found")
+
+    def _why_nothing(self, otherwise: str) -> str:
+        """That nothing was found is no good news where there was nothing to look at."""
+        without = next((reason for reason in self.unknown.values() if reason in WITHOUT_STEPS), None)
+        return otherwise if without is None else f"nothing could be judged: {without}"
 
     def __repr__(self) -> str:
         return f"Findings({len(self._found)}: {', '.join(one.rule for one in self._found)})"
@@ -63,7 +73,7 @@ class Findings(Sequence[Finding]):
     def _repr_html_(self) -> str:
         unknown = f"<p>Not judged: {html.escape(', '.join(self.unknown))}</p>" if self.unknown else ""
         if not self._found:
-            return f"<p>No fault found.</p>{unknown}"
+            return f"<p>{html.escape(self._why_nothing('No fault found.'))}</p>{unknown}"
         head = "".join(f"<th {_CELL}>{name}</th>" for name in ("", "rule", "where", "what and why", "what to do"))
         rows = "".join(f"<tr>{''.join(f'<td {_CELL}>{cell}</td>' for cell in _cells(one))}</tr>" for one in self._found)
         return f"<table><tr>{head}</tr>{rows}</table>{unknown}"

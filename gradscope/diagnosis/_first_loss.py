@@ -22,6 +22,10 @@ TARGETS = 100.0
 """Targets may be so many times the size of the first outputs: a step of Adam moves an output by about the rate."""
 
 
+OUTSIDE = 2.0
+"""First outputs may be so many times the targets."""
+
+
 @dataclass(frozen=True)
 class FirstLoss:
     """A first loss that is far from what a model that knows nothing has.
@@ -57,20 +61,24 @@ def last_site(evidence: Evidence) -> Site | None:
 
 def first_loss(evidence: Evidence) -> FirstLoss | None:
     """None where it is as it should be, or is not known."""
-    last, kinds = last_site(evidence), kinds_of(evidence)
+    return evidence.once(_first_loss)
+
+
+def _first_loss(evidence: Evidence) -> FirstLoss | None:
+    last, kinds = last_site(evidence) or output_site(evidence), kinds_of(evidence)
     loss = evidence.loss[np.isfinite(evidence.loss)]
-    if not loss.size or not evidence.from_the_start:
+    if last is None or not loss.size or not evidence.from_the_start:
         return None
     first, kind = float(loss[0]), mean_loss(evidence, kinds)
-    if last is None:
-        return _outside(evidence, first, kind)
-    size = _first_size(evidence, last)
-    classes = classes_of(evidence, last) if kind.startswith("NllLoss") else None
+    size, classes = _first_size(evidence, last), None
+    if kind.startswith("NllLoss"):
+        classes = classes_of(evidence, last)
+    elif kind.startswith("BinaryCrossEntropyWithLogits"):
+        classes = 2
     if classes is not None and classes > 1:
         expected = math.log(classes)
         return FirstLoss(last, first, expected, classes, size) if first > SURPRISE * expected + 1 and size > 1 else None
-    targets = _targets(evidence)
-    target = max(map(abs, targets)) if targets else None
+    target = _target_size(evidence)
     if target is not None and size > 0 and target > TARGETS * max(size, 0.1):
         return FirstLoss(last, target, size, None, size)
     return _outside(evidence, first, kind)
@@ -88,16 +96,21 @@ def guesses(evidence: Evidence) -> bool:
     return classes is not None and classes > 1 and float(np.median(known[-3:])) > 0.7 * math.log(classes)
 
 
+def recovers(evidence: Evidence, expected: float) -> bool:
+    """Whether the loss is down to what knowing nothing costs within the first quarter of the recorded steps."""
+    soon = evidence.loss[: max(5, len(evidence.loss) // 4)]
+    return bool(np.isfinite(soon).any()) and float(np.median(soon[-3:])) < expected
+
+
 def _outside(evidence: Evidence, first: float, kind: str) -> FirstLoss | None:
-    """First outputs beyond all targets: one within their range costs at most the square of that range."""
-    targets, output = _targets(evidence), output_site(evidence)
-    if targets is None or output is None or not kind.startswith("MseLoss"):
+    """First outputs beyond all targets: zero for an answer costs the mean square of the targets."""
+    target, output = _target_size(evidence), output_site(evidence)
+    if target is None or output is None or not kind.startswith("MseLoss"):
         return None
-    size, most = _first_size(evidence, output), max(map(abs, targets))
-    worst = (targets[1] - targets[0]) ** 2
-    if not (worst > 0 and first > SURPRISE * worst and size > most):
+    size = _first_size(evidence, output)
+    if not (target > 0 and first > OUTSIDE**2 * target**2 and size > OUTSIDE * target):
         return None
-    return FirstLoss(output, size, most, None, size, outside=True)
+    return FirstLoss(output, size, target, None, size, outside=True)
 
 
 def _first_size(evidence: Evidence, site: Site) -> float:
@@ -111,11 +124,12 @@ def output_site(evidence: Evidence) -> Site | None:
     return found[0] if len(found) == 1 else last_site(evidence)
 
 
-def _targets(evidence: Evidence) -> tuple[float, float] | None:
-    """The least and the largest of a regression's targets, where they could be read: whatever the loss's reduction."""
+def _target_size(evidence: Evidence) -> float | None:
+    """The rms of a regression's targets, where they could be read; in older files the largest of them."""
     for node in (evidence.facts.get("loss_graph") or [])[:4]:
         if node["node"].startswith(("MseLoss", "SmoothL1Loss", "HuberLoss")) and "target_max" in node:
-            return float(node["target_min"]), float(node["target_max"])
+            largest = max(abs(float(node["target_min"])), abs(float(node["target_max"])))
+            return float(node.get("target_rms", largest))
     return None
 
 

@@ -38,7 +38,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
                            "vanishing-activation", "dtype-underflow", "exploding-activation", "exploding-gradient"),
     "dtype-underflow": ("no-gradient", "uneven-learning", "update-too-small", "loss-scale"),
     "collapsed-batch": ("default-init", "init-mismatch", "uneven-learning", "vanishing-gradient",
-                        "vanishing-activation"),
+                        "vanishing-activation", "dead-units", "no-gradient", "update-too-small"),
     "no-gradient": ("uneven-learning", "update-too-small", "vanishing-gradient"),
     "update-too-large": ("gradient-spike", "exploding-activation", "exploding-gradient", "vanishing-activation",
                          "vanishing-gradient", "saturated-units", "dead-units", "collapsed-batch", "uneven-learning",
@@ -49,15 +49,15 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "dtype-overflow": ("gradient-spike", "loss-scale", "non-finite", "collapsed-batch", "dtype-underflow",
                        "no-gradient", "vanishing-activation", "update-too-large"),
     "init-mismatch": ("uneven-learning", "output-pairing", "default-init"),
-    "default-init": ("uneven-learning", "init-mismatch"),
+    "default-init": ("uneven-learning", "init-mismatch", "output-pairing"),
     "loss-scale": ("update-too-small",),
     "clipping-always": ("update-too-small",),
 }  # fmt: skip
 
 _MOVERS = ("input-scale", "gradient-spike", "update-too-large")
 
-UNIT_OF_THE_LOSS = "steps with an infinite loss"
-"""Of a finding on a loss that the loss function made infinite, whatever the model gave it."""
+UNIT_OF_THE_LOSS = "steps with a loss that is not finite"
+"""Of a finding on a loss that the loss function made infinite or NaN, whatever the model gave it."""
 
 SLACK = 3
 """Recorded steps by which what follows may be seen before its cause: rules need a few to be sure."""

@@ -41,6 +41,8 @@ def diverging(evidence: Evidence) -> tuple[int, str] | None:
     first = float(loss[known[0]]) if known.size else np.nan
     beyond = known[loss[known] > first + 3 * abs(first)]
     if evidence.broken_at is not None:
+        if not beyond.size and len(known) > 2 and float(loss[known[-1]]) < min(first, float(loss[known[-2]])):
+            return None  # it was falling: no step made it so
         step = int(evidence.recording.steps[evidence.broken_at])
         return int(beyond[0]) if beyond.size else len(evidence.at), f"The run is not finite any more at step {step}."
     if len(known) < 4 or not beyond.size:
@@ -72,6 +74,15 @@ def learns(evidence: Evidence) -> bool:
     k = max(1, len(known) // 5)
     first, last = float(known[:3].min()), float(np.median(known[-k:]))
     return last < first - 0.1 * abs(first)
+
+
+def thrives(evidence: Evidence) -> bool:
+    """Whether the loss is above zero and has fallen to less than three tenths: what could be better does no harm yet."""
+    loss = evidence.loss
+    if not evidence.training or len(loss) < 4 * evidence.limits.hysteresis:
+        return False
+    known = np.isfinite(loss).all() and (loss > 0).all()
+    return bool(known) and float(np.median(loss[-5:])) < 0.3 * float(np.median(loss[:3]))
 
 
 def promised(evidence: Evidence) -> Floats:

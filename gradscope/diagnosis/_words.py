@@ -34,3 +34,10 @@ def factor(value: float) -> str:
 def worse(value: float, limit: float) -> Severity:
     """An error beyond the limit, else a warning."""
     return "error" if value >= limit else "warning"
+
+
+def width(site: Site) -> int:
+    """How many units it has: channels, or the last dimension."""
+    if len(site.shape) < 2:
+        return 1
+    return site.shape[1] if len(site.shape) >= 4 else site.shape[-1]

@@ -13,7 +13,7 @@ from gradscope.hooks import GradScope
 from gradscope.hooks._guard import alone
 from gradscope.hooks._tensors import floating_tensors
 from gradscope.init._untouched import run, untouched
-from gradscope.recording import Recording
+from gradscope.recording import Recording, Signal
 
 _GRADIENT_SEED = 0
 
@@ -23,6 +23,8 @@ def probe(
     inputs: Any,
     target: Any = None,
     loss_fn: Callable[..., Tensor] | None = None,
+    *,
+    functional: bool = False,
 ) -> Recording:
     """Record one forward and one backward of a model on one batch.
 
@@ -36,6 +38,7 @@ def probe(
         loss_fn: the loss is `loss_fn(out, target)`, or `loss_fn(out)` without a target. With neither it is `out.loss`
             where the output has one, else Σ v·out with fixed v ~ N(0, 1) over all floating outputs: a gradient
             of rms 1 enters at the output, whatever the model's scale.
+        functional: functional activations (`F.relu`, `x.sigmoid()`) are sites too.
 
     Returns:
         A recording of one step, without `update`; the loss is noted as `loss`.
@@ -53,7 +56,8 @@ def probe(
         raise ValueError("model has parameters without a shape; run it once on an input, then probe it")
     if target is not None and loss_fn is None:
         raise ValueError("target is given without loss_fn; give loss_fn, or leave both out")
-    scope = GradScope(model, every=1, signals=("activation", "activation_grad", "weight", "weight_grad"))
+    signals: tuple[Signal, ...] = ("activation", "activation_grad", "weight", "weight_grad")
+    scope = GradScope(model, every=1, signals=signals, functional=functional)
     with alone(scope._observer), untouched(model), _gradients_set_aside(model), torch.enable_grad(), scope:
         out = run(model, inputs)
         loss, its_own = _loss(out, target, loss_fn)

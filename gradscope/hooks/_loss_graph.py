@@ -76,12 +76,28 @@ def _nodes(first: Node) -> list[dict[str, Any]]:
             row["under"] = under  # its place in this list: a loss of several terms has a branch for each
         if inside and not below:
             row["output"] = True  # of the model: the loss takes it
+        elif not inside and _spreads(node):
+            row["broadcast"] = True
         found.append(row | ({"inside": True} | _axis_of(node) if inside else _told_by(node)))
         for source, _ in node.next_functions:
             if source is not None and source not in seen and not _is_parameter(source):
                 seen.add(source)
                 todo.append((source, inside, len(found) - 1))
     return found
+
+
+def _spreads(node: Node) -> bool:
+    """Whether a column of N numbers becomes N × N: an output of (N, 1) that meets a target of (N,)."""
+    sources = [(source, index) for source, index in node.next_functions if source is not None]
+    if len(sources) != 1 or not node.name().startswith(("Sub", "Expand", "BinaryCrossEntropy")):
+        return False
+    try:
+        before, after = (
+            tuple(m.shape) for m in (sources[0][0]._input_metadata[sources[0][1]], node._input_metadata[0])
+        )
+    except (AttributeError, IndexError):
+        return False
+    return len(after) == 2 and after[0] == after[1] > 1 and before == (after[0], 1)
 
 
 def _is_parameter(node: Node) -> bool:
@@ -101,14 +117,21 @@ def _told_by(node: Node) -> dict[str, Any]:
     summed: dict[str, Any] = {"reduction": "sum"} if getattr(node, "_saved_reduction", None) == _SUM else {}
     try:
         if name.startswith(_WITH_TARGET):
-            target = node._saved_target  # gone once the backward has run
-            low, high = target.detach().aminmax()
-            return {"target_min": float(low), "target_max": float(high)} | summed
+            target = node._saved_target.detach()  # gone once the backward has run
+            low, high = target.aminmax()
+            size = float(target.double().square().mean().sqrt())
+            facts = {"target_min": float(low), "target_max": float(high), "target_rms": size}
+            return facts | summed | _target_from_model(node)
         if name.startswith(_CLASSES):
             return {"classes": _classes(node)} | summed
     except (AttributeError, IndexError, RuntimeError, TypeError):
         pass
     return summed
+
+
+def _target_from_model(node: Node) -> dict[str, Any]:
+    """Whether a loss compares two things that are both computed with a gradient, and has no target."""
+    return {"both": True} if sum(source is not None for source, _ in node.next_functions) > 1 else {}
 
 
 def _axis_of(node: Node) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gradscope.recording._gradient_states import gradient_states
 from gradscope.recording._recording import Recording
@@ -26,6 +26,9 @@ from gradscope.recording._site import SIGNALS, Signal, Site
 
 Array = NDArray[np.float64]
 Sizes = Mapping[Signal, Mapping[str, Array]]
+Compared = Signal | Literal["gradient norm", "loss"]
+Spreads = Mapping[Compared, Mapping[str, Array]]
+"""By what is compared and site, `(steps,)`; the site of what belongs to the whole model is empty."""
 
 MOST_STEPS = 100
 """Of a longer recording so many steps are compared, evenly spread, the first and the last among them."""
@@ -57,7 +60,8 @@ class Baseline:
             was not finite, or there are no data.
         gradient_norm: log10 of the norm of all parameters' gradients together, `(steps,)`.
         loss: `(steps,)`; NaN where none was noted.
-        spread: of several seeds, the standard deviation of each size over them, as `sizes`; else empty.
+        spread: of several seeds, the standard deviation of each size over them, of the gradient norm and of the loss;
+            else empty.
     """
 
     facts: Mapping[str, Any]
@@ -67,13 +71,21 @@ class Baseline:
     sizes: Sizes
     gradient_norm: Array
     loss: Array
-    spread: Sizes = field(default_factory=dict)
+    spread: Spreads = field(default_factory=dict)
 
 
-def baseline_of(recording: Recording) -> Baseline:
-    """What is compared of a recording; of over a hundred steps a hundred."""
-    count = len(recording.steps)
-    at = np.unique(np.linspace(0, max(count - 1, 0), min(count, MOST_STEPS)).round().astype(np.int64))
+def baseline_of(recording: Recording, steps: ArrayLike | None = None) -> Baseline:
+    """What is compared of a recording; of over a hundred steps a hundred.
+
+    Args:
+        recording: of any length.
+        steps: numbers of the steps to choose from; None is every step. Those that it does not have are left out.
+    """
+    at = np.arange(len(recording.steps))
+    if steps is not None:
+        at = np.flatnonzero(np.isin(recording.steps, steps))
+    if len(at) > MOST_STEPS:
+        at = at[np.linspace(0, len(at) - 1, MOST_STEPS).round().astype(np.int64)]
     sizes: dict[Signal, dict[str, Array]] = {s: _sizes(recording, s, at) for s in SIGNALS if recording.sites_of(s)}
     _without_noise(recording, sizes)
     places = tuple(

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.recording._baseline import Array, Baseline, Sizes, baseline_of
-from gradscope.recording._comparison import Compared, Comparison, Difference
+from gradscope.recording._baseline import Array, Baseline, Compared, Spreads
+from gradscope.recording._common_steps import at_common_steps
+from gradscope.recording._comparison import Comparison, Difference
 from gradscope.recording._recording import Recording
-from gradscope.recording._structure import gradient_changes, structure_changes
+from gradscope.recording._structure import gradient_changes, renamed_sites, structure_changes
 
 RTOL = 1e-3
 """Relative. One machine repeats a run to the bit; this is room for a rounded baseline and for the order of a sum."""
@@ -24,63 +25,62 @@ WIDENED = 10.0
 _ORDER: tuple[Compared, ...] = (
     "weight", "activation", "loss", "activation_grad", "weight_grad", "gradient norm", "update",
 )  # fmt: skip
-_FACTS = ("torch", "machine", "device", "dtype", "seed", "seeds")
+_FACTS = ("torch", "machine", "device", "dtype", "seed")
 
 
 def compare(
-    expected: Recording | Baseline, obtained: Recording | Baseline, rtol: float = RTOL, *, bands: Sizes | None = None
+    expected: Recording | Baseline, obtained: Recording | Baseline, rtol: float = RTOL, *, bands: Spreads | None = None
 ) -> Comparison:
     """What of a run is not as in an earlier one: structure exactly, sizes within a tolerance.
 
-    Only steps and signals that both have are compared. Where the two were made with another torch version, on another
-    machine or another kind of device, the tolerance is ten times as wide, and a note says so.
+    Only steps and signals that both have are compared, of over a hundred steps a hundred. Where the two were made with
+    another torch version, on another machine or another kind of device, the tolerance is ten times as wide, and a note
+    says so.
 
     Args:
         expected: the earlier run.
         obtained: the later one.
         rtol: relative tolerance of every size.
-        bands: in place of it, by signal and site the decades allowed at each step; what has no band is not compared.
+        bands: in place of it, by signal and site the decades allowed at each step of `obtained`; what has no band is
+            not compared.
 
     Raises:
-        TypeError, ValueError: an argument is not as above, or no step is common to both.
+        TypeError, ValueError: an argument is not as above, no step is common to both, or one is of several seeds and
+            the other of one, or of another number.
     """
     if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < math.inf:
         raise ValueError(f"rtol is {rtol!r}; a finite number above 0 is allowed")
-    a, b = _baseline(expected, "expected"), _baseline(obtained, "obtained")
-    steps, at, to = np.intersect1d(a.steps, b.steps, return_indices=True)
-    if not steps.size:
-        raise ValueError("the two runs have no step in common, so nothing can be compared")
+    a, b, cut = at_common_steps(expected, obtained)
+    if a.facts.get("seeds") != b.facts.get("seeds"):
+        raise ValueError(f"one run is of {seeds_of(a)} and the other of {seeds_of(b)}, so they cannot be compared")
     notes, foreign = _notes(a.facts, b.facts)
     rtol = rtol * WIDENED if foreign else rtol
     if foreign and bands is None:
         notes.append(f"the tolerance is widened to {rtol:g}")
-    if len(steps) < max(len(a.steps), len(b.steps)):
-        notes.append(f"compared are {len(steps)} steps that both have, of {len(a.steps)} and {len(b.steps)}")
+    notes += cut
     changes = structure_changes(a.places, b.places)
     if a.gradients and b.gradients:
-        changes += gradient_changes(a.gradients, b.gradients)
+        changes += gradient_changes(a.gradients, b.gradients, renamed_sites(a.places, b.places))
     allowed = math.log10(1.0 + rtol)
     found, compared = [], 0
     for signal, site, x, y in _pairs(a, b):
-        limit = np.full(len(steps), allowed)
+        limit = np.full(len(a.steps), allowed)
         if bands is not None:
-            band = next((of.get(site) for name, of in bands.items() if name == signal), None)
+            band = bands.get(signal, {}).get(site)
             if band is None:
                 continue
-            limit = band[at]
-        compared += len(steps)
-        found += _worst(signal, site, steps, x[at], y[to], limit)
+            limit = band[np.isin(obtained.steps, a.steps)]
+        compared += len(a.steps)
+        found += _worst(signal, site, a.steps, x, y, limit)
     found.sort(key=lambda one: -abs(one.decades))
     first = min(found, key=_beginning(a), default=None)
     return Comparison(tuple(changes), tuple(found), first, compared, None if bands is not None else rtol, tuple(notes))
 
 
-def _baseline(given: Recording | Baseline, name: str) -> Baseline:
-    if isinstance(given, Recording):
-        return baseline_of(given)
-    if not isinstance(given, Baseline):
-        raise TypeError(f"{name} is of type {type(given).__name__}; a Recording or a Baseline is allowed")
-    return given
+def seeds_of(baseline: Baseline) -> str:
+    """Of how many seeds it is, in words."""
+    count = baseline.facts.get("seeds")
+    return "one seed" if count is None else f"{count} seeds"
 
 
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[str], bool]:
@@ -117,7 +117,8 @@ def _worst(signal: Compared, site: str, steps: Any, x: Array, y: Array, allowed:
     k = int(np.argmax(np.where(excess, np.abs(away), -1.0)))
     before, after = (float(v[k]) if signal == "loss" else _power(float(v[k])) for v in (x, y))
     since = int(steps[np.argmax(excess)])
-    return [Difference(signal, site, int(steps[k]), since, before, after, float(allowed[k]), float(away[k]))]
+    count = int(excess.sum())
+    return [Difference(signal, site, int(steps[k]), since, count, before, after, float(allowed[k]), float(away[k]))]
 
 
 def _power(log10: float) -> float:

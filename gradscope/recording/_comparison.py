@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from gradscope.recording._site import Signal
+from gradscope.recording._baseline import Compared
 from gradscope.recording._structure import Change
 from gradscope.recording._sweep_json import strict
 
-Compared = Signal | Literal["gradient norm", "loss"]
 WORST = 5
 
 
@@ -24,6 +23,7 @@ class Difference:
         site: its name; empty for the whole model.
         step: at which it is worst.
         since: the first step at which it is off.
+        steps: at how many it is.
         expected: rms (of the loss its value); NaN where something was not finite.
         obtained: likewise.
         allowed: decades by which it may differ.
@@ -34,6 +34,7 @@ class Difference:
     site: str
     step: int
     since: int
+    steps: int
     expected: float
     obtained: float
     allowed: float
@@ -86,6 +87,11 @@ class Comparison:
         return self.same
 
     @property
+    def differing(self) -> int:
+        """How many numbers are off."""
+        return sum(one.steps for one in self.differences)
+
+    @property
     def worst(self) -> tuple[Difference, ...]:
         """The five worst differences."""
         return self.differences[:WORST]
@@ -101,8 +107,8 @@ class Comparison:
             parts.append(f"{self.changes[0].text}{more}")
         if self.first is not None:
             parts.append(
-                f"{len(self.differences)} of {self.compared} numbers differ by more than {self._tolerance},"
-                f" first {self.first.place}: {said(self.first.expected)} became {said(self.first.obtained)}"
+                f"{self.differing} of {self.compared} numbers differ by more than {self._tolerance}, first"
+                f" {self.first.place}: {said(self.first.expected)} became {said(self.first.obtained)}{_at(self.first)}"
             )
         return "; ".join(parts)
 
@@ -139,6 +145,7 @@ class Comparison:
             "same": self.same,
             "headline": self.headline,
             "compared": self.compared,
+            "differing": self.differing,
             "rtol": self.rtol,
             "changes": [dict(change.__dict__) for change in self.changes],
             "differences": [one.as_dict() for one in self.differences],
@@ -160,10 +167,14 @@ def said(value: float) -> str:
 
 
 def _cells(one: Difference) -> tuple[str, ...]:
-    step = f" (step {one.step})" if one.step else ""
     ratio = "–" if math.isnan(one.ratio) else f"{one.ratio:.4g}"
     decades = f"{one.decades:+.4f}" if math.isfinite(one.decades) else "∞"
-    return (one.site or "the model", f"{one.signal}{step}", said(one.expected), said(one.obtained), ratio, decades)
+    return (one.site or "the model", f"{one.signal}{_at(one)}", said(one.expected), said(one.obtained), ratio, decades)
+
+
+def _at(one: Difference) -> str:
+    """The step whose numbers they are, where that is not the first."""
+    return f" (step {one.step})" if one.step else ""
 
 
 def _padded(row: tuple[str, ...], widths: list[int]) -> list[str]:

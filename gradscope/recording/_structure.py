@@ -33,7 +33,7 @@ class Change:
 def structure_changes(before: Sequence[Place], after: Sequence[Place]) -> list[Change]:
     """Which sites of modules came, went, moved, or are something else, in order of execution."""
     old, new = {p.name: p for p in before}, {p.name: p for p in after}
-    renamed = _renamed(before, after, old, new)
+    renamed = renamed_sites(before, after)
     changes: list[Change] = []
     for place in before:
         if place.name in renamed:
@@ -52,9 +52,12 @@ def structure_changes(before: Sequence[Place], after: Sequence[Place]) -> list[C
     return changes
 
 
-def gradient_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Change]:
-    """Which parameters came or went, and which gained or lost their gradient."""
+def gradient_changes(
+    before: Mapping[str, str], after: Mapping[str, str], renamed: Mapping[str, str] | None = None
+) -> list[Change]:
+    """Which parameters came or went, and which gained or lost their gradient; `renamed` modules took theirs along."""
     changes = []
+    before = {_moved_along(name, renamed or {}, after): state for name, state in before.items()}
     for name, state in before.items():
         now = after.get(name)
         if now is None:
@@ -77,10 +80,16 @@ def _change(kind: ChangeKind, site: str, text: str) -> Change:
     return Change(kind, site, text)
 
 
-def _renamed(
-    before: Sequence[Place], after: Sequence[Place], old: Mapping[str, Place], new: Mapping[str, Place]
-) -> dict[str, str]:
+def _moved_along(parameter: str, renamed: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """The name that a parameter has now, if its module has another and has the parameter still."""
+    module, _, own = parameter.rpartition(".")
+    now = f"{renamed[module]}.{own}" if module in renamed else parameter
+    return now if now in after else parameter
+
+
+def renamed_sites(before: Sequence[Place], after: Sequence[Place]) -> dict[str, str]:
     """Old name → new name of sites that stand at the same place between the same neighbours and are the same thing."""
+    old, new = {p.name for p in before}, {p.name for p in after}
     left, right = ([_identity(p) for p in places] for places in (before, after))
     matcher = difflib.SequenceMatcher(a=left, b=right, autojunk=False)
     found = {}

@@ -8,49 +8,58 @@ from pathlib import Path
 
 import numpy as np
 
-from gradscope.recording import SIGNALS, Baseline, Comparison, Signal, compare
+from gradscope.recording import SIGNALS, Baseline, Comparison, Signal
+from gradscope.recording._baseline import Spreads
 from gradscope.report._index import Picture, Report, write_report
 from gradscope.report._words import NAMES
 from gradscope.report._write import save_png, slug
 from gradscope.report.figures import comparison
 
 
-def draw_comparison(expected: Baseline | None, obtained: Baseline | None, directory: Path, name: str = "") -> list[str]:
-    """Draw the profiles that differ; file names relative to the directory, none where one of the two is missing."""
-    if expected is None or obtained is None:
-        return []
+def draw_comparison(
+    expected: Baseline,
+    obtained: Baseline,
+    found: Comparison,
+    directory: Path,
+    *,
+    name: str = "",
+    bands: Spreads | None = None,
+) -> list[str]:
+    """Draw the profiles that differ, with the bands of several seeds; file names relative to the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     stem = f"{slug(name)[:80]}-{zlib.crc32(name.encode()):08x}__" if name else ""
     files = []
-    for signal in _signals(expected, obtained):
+    for signal in _signals(expected, obtained, found):
         file = f"{stem}compared__{signal}.png"
-        save_png(comparison(expected, obtained, signal, _worst_step(expected, obtained, signal)), directory / file)
+        step = _worst_step(expected, obtained, signal)
+        allowed = None if bands is None else bands.get(signal)
+        save_png(comparison(expected, obtained, signal, step, allowed=allowed), directory / file)
         files.append(file)
     return files
 
 
 def write_comparison_report(
-    expected: Baseline, obtained: Baseline, found: Comparison, directory: str | os.PathLike[str]
+    expected: Baseline,
+    obtained: Baseline,
+    found: Comparison,
+    directory: str | os.PathLike[str],
+    *,
+    bands: Spreads | None = None,
 ) -> Report:
     """Draw both runs into a directory and list the pictures in `index.json` (docs/report_json.md)."""
     directory = Path(directory)
-    files = draw_comparison(expected, obtained, directory)
-    signals = _signals(expected, obtained)
-    directory.mkdir(parents=True, exist_ok=True)
+    files = draw_comparison(expected, obtained, found, directory, bands=bands)
     pictures = [
         Picture(file, "comparison", f"{NAMES[signal]}: expected and obtained", {"signal": signal})
-        for file, signal in zip(files, signals, strict=True)
+        for file, signal in zip(files, _signals(expected, obtained, found), strict=True)
     ]
     return write_report(directory, found.as_dict(), pictures)
 
 
-def _signals(expected: Baseline, obtained: Baseline) -> list[Signal]:
+def _signals(expected: Baseline, obtained: Baseline, found: Comparison) -> list[Signal]:
     common = [s for s in SIGNALS if expected.sizes.get(s) and obtained.sizes.get(s)]
-    try:
-        found = {one.signal for one in compare(expected, obtained).differences}
-    except ValueError:  # no step in common
-        return []
-    return [s for s in common if s in found] or common
+    differ = {one.signal for one in found.differences}
+    return [s for s in common if s in differ] or common
 
 
 def _worst_step(expected: Baseline, obtained: Baseline, signal: Signal) -> int:

@@ -12,20 +12,25 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from gradscope.recording import SIGNALS, Baseline, Place
-from gradscope.recording._baseline import Array, Sizes
+from gradscope.recording._baseline import Array, Compared, Spreads
+from gradscope.recording._gradient_states import GradientState
 
 SCHEMA = 1
 KIND = "gradscope baseline"
 _DIGITS = 6
+_OF_THE_MODEL: tuple[Compared, ...] = ("gradient norm", "loss")
+_CONFLICT = "<<<<<<< "
 
 
 class BaselineError(Exception):
     """A baseline cannot be used: missing, damaged, of another schema or test. One sentence says which."""
+
+    __module__ = "gradscope.testing"  # where it is imported from, for pytest's summary
 
 
 def shown(path: Path) -> str:
@@ -43,7 +48,7 @@ def save_baseline(baseline: Baseline, path: Path, test: str = "") -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(baseline_text(baseline, test), encoding="utf-8")
+        partial.write_text(baseline_text(baseline, test), encoding="utf-8", newline="\n")
         partial.replace(path)
     except OSError as error:
         raise BaselineError(f"baseline {shown(path)} cannot be written: {error.strerror}") from None
@@ -65,9 +70,10 @@ def baseline_text(baseline: Baseline, test: str = "") -> str:
         "steps": baseline.steps.tolist(),
         "test": test,
     }
-    for name, sizes in (("sizes", baseline.sizes), ("spread", baseline.spread)):
-        for signal in sorted(sizes):
-            document[f"{name}.{signal}"] = {site: _entry(values) for site, values in sizes[signal].items()}
+    for signal, sizes in baseline.sizes.items():
+        document[f"sizes.{signal}"] = _sites(sizes)
+    for what, spread in baseline.spread.items():
+        document[f"spread.{what}"] = _sites(spread)
     body = ",\n".join(f'"{key}": {_section(document[key])}' for key in sorted(document))
     return f"{{\n{body}\n}}\n"
 
@@ -82,14 +88,18 @@ def load_baseline(path: Path, test: str = "") -> Baseline:
     Raises:
         BaselineError: it is missing, damaged, of another schema, or for another test.
     """
+    __tracebackhide__ = True
+    text = ""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
     except FileNotFoundError:
         raise BaselineError(f"baseline {shown(path)} does not exist") from None
     except OSError as error:
         raise BaselineError(f"baseline {shown(path)} cannot be read: {error.strerror}") from None
     except ValueError:  # no JSON, or no UTF-8
-        raise BaselineError(f"baseline {shown(path)} is damaged: it is no JSON; restore it or rewrite it") from None
+        what = "it has git's marks of a conflict" if _CONFLICT in text else "it is no JSON"
+        raise BaselineError(f"baseline {shown(path)} is damaged: {what}; restore it or rewrite it") from None
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise BaselineError(f"{shown(path)} is no baseline: it has no kind {KIND!r}")
     if document.get("schema") != SCHEMA:
@@ -102,34 +112,49 @@ def load_baseline(path: Path, test: str = "") -> Baseline:
         )
     try:
         return _baseline(document)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise BaselineError(f"baseline {shown(path)} is damaged: it lacks a part; restore it or rewrite it") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        said = "a part is missing or is not what it should be; restore it or rewrite it"
+        raise BaselineError(f"baseline {shown(path)} is damaged: {said}") from None
 
 
 def _baseline(document: Mapping[str, Any]) -> Baseline:
     steps = np.array(document["steps"], dtype=np.int64)
     count = len(steps)
-    if steps.ndim != 1 or not count:
-        raise ValueError("no steps")
+    if steps.ndim != 1 or not count or (np.diff(steps) <= 0).any():
+        raise ValueError("no steps, or not in order")
+    facts, gradients = dict(document["facts"]), dict(document["gradients"])
+    if any(state not in get_args(GradientState) for state in gradients.values()):
+        raise ValueError("no such state of a gradient")
+    if "seeds" in facts and (type(facts["seeds"]) is not int or facts["seeds"] < 2):
+        raise ValueError("no number of seeds")
     return Baseline(
-        facts=dict(document["facts"]),
+        facts=facts,
         places=tuple(Place(str(n), str(t), str(d), tuple(map(int, s))) for n, t, d, s in document["places"]),
-        gradients=dict(document["gradients"]),
+        gradients=gradients,
         steps=steps,
-        sizes=_sizes(document, "sizes", count),
+        sizes={s: of for s in SIGNALS if (of := _read(document, f"sizes.{s}", count)) is not None},
         gradient_norm=_array(document["gradient_norm"], count),
         loss=_array(document["loss"], count),
-        spread=_sizes(document, "spread", count),
+        spread=_spreads(document, count) if "seeds" in facts else {},
     )
 
 
-def _sizes(document: Mapping[str, Any], name: str, count: int) -> Sizes:
-    found = {signal: document.get(f"{name}.{signal}") for signal in SIGNALS}
-    return {
-        signal: {site: _array(values, count) for site, values in of.items()}
-        for signal, of in found.items()
-        if of is not None
-    }
+def _spreads(document: Mapping[str, Any], count: int) -> Spreads:
+    """Of each size one."""
+    found: dict[Compared, dict[str, Array]] = {}
+    for what in (*SIGNALS, *_OF_THE_MODEL):
+        of = _read(document, f"spread.{what}", count)
+        sizes = document.get(f"sizes.{what}") if what in SIGNALS else {"": None}
+        if (of or {}).keys() != (sizes or {}).keys():
+            raise ValueError("not a spread of each size")
+        if of is not None:
+            found[what] = of
+    return found
+
+
+def _read(document: Mapping[str, Any], key: str, count: int) -> dict[str, Array] | None:
+    of = document.get(key)
+    return None if of is None else {site: _array(values, count) for site, values in of.items()}
 
 
 def _array(values: Any, count: int) -> Array:
@@ -137,6 +162,10 @@ def _array(values: Any, count: int) -> Array:
     if array.shape != (count,):
         raise ValueError("not one number a step")
     return array
+
+
+def _sites(sizes: Mapping[str, Array]) -> dict[str, Any]:
+    return {site: _entry(values) for site, values in sizes.items()}
 
 
 def _entry(values: Array) -> Any:

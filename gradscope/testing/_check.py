@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradscope.diagnosis import summary
 from gradscope.recording import Baseline, Comparison, baseline_of, compare
+from gradscope.recording._compare import seeds_of
 from gradscope.recording._comparison import said
 from gradscope.testing._baseline_file import BaselineError, load_baseline, save_baseline, shown
 from gradscope.testing._observe import Subject, observed
@@ -20,6 +23,8 @@ _REPEAT = 0.1
 
 class NotDeterministicError(AssertionError):
     """Two runs from one seed differ, so that no baseline can be kept."""
+
+    __module__ = "gradscope.testing"  # where it is imported from, for pytest's summary
 
 
 def check(
@@ -47,6 +52,7 @@ def check(
         NotDeterministicError: two runs from the seed differ.
         BaselineError: the baseline cannot be used.
     """
+    __tracebackhide__ = True
     recording = observed(subject, seed)
     once = baseline_of(recording)
     _same_again(once, baseline_of(observed(subject, seed)), policy.rtol, subject)
@@ -71,7 +77,7 @@ def check(
     if seeds is not None:
         bands = bands_of(expected, obtained, recording, policy.rtol)
     found = compare(expected, obtained, policy.rtol, bands=bands)
-    told |= {"comparison": found, "expected": expected}
+    told |= {"comparison": found, "expected": expected, "bands": bands}
     if found.same:
         kept.unlink(missing_ok=True)
         return Outcome("same", message=str(found), headline=found.headline, **told)
@@ -104,6 +110,7 @@ def _missing(obtained: Baseline, path: Path, test: str, policy: Policy, accept: 
 
 
 def _same_again(once: Baseline, again: Baseline, rtol: float, subject: Subject) -> None:
+    __tracebackhide__ = True
     found = compare(once, again, rtol * _REPEAT)
     if found.same:
         return
@@ -121,6 +128,7 @@ def _same_again(once: Baseline, again: Baseline, rtol: float, subject: Subject) 
 
 
 def _usable(expected: Baseline, obtained: Baseline, path: Path) -> None:
+    __tracebackhide__ = True
     was, now = (str(one.facts.get("device", "cpu")) for one in (expected, obtained))
     if was.startswith("cuda") and not now.startswith("cuda"):
         raise BaselineError(
@@ -130,17 +138,13 @@ def _usable(expected: Baseline, obtained: Baseline, path: Path) -> None:
     a, b = (one.facts.get("seeds") for one in (expected, obtained))
     if a != b:
         raise BaselineError(
-            f"baseline {shown(path)} is of {_seeds(a)} and this run is of {_seeds(b)}: rewrite the baseline"
+            f"baseline {shown(path)} is of {seeds_of(expected)} and this run is of {seeds_of(obtained)}: rewrite the"
+            " baseline"
         )
-    if len(expected.steps) != len(obtained.steps):
-        raise BaselineError(
-            f"baseline {shown(path)} has {len(expected.steps)} steps and this run has {len(obtained.steps)}: rewrite"
-            " the baseline"
-        )
-
-
-def _seeds(count: int | None) -> str:
-    return "one seed" if count is None else f"{count} seeds"
+    if not np.array_equal(expected.steps, obtained.steps):
+        a, b = len(expected.steps), len(obtained.steps)
+        what = f"{a} step{'s' if a > 1 else ''}, and this run has {b}" if a != b else "other steps than this run"
+        raise BaselineError(f"baseline {shown(path)} has {what}: rewrite the baseline")
 
 
 def hint(found: Comparison, subject: Subject) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,23 +62,30 @@ class Subject:
         return not isinstance(self.model, nn.Module)
 
 
-def observed(subject: Subject, seed: int = 0) -> Recording:
+def observed(subject: Subject, seed: int = 0, *, functional: bool = False) -> Recording:
     """Its recording, from a seed on, on one thread; model, optimizer, random state and settings are as before.
+
+    Args:
+        subject: what is observed.
+        seed: from which everything starts.
+        functional: of a probe, functional activations are sites too.
 
     Raises:
         TypeError, ValueError: something is not as `Subject` says, or nothing in the output has a gradient.
     """
+    __tracebackhide__ = True
     with deterministic(seed):
         model = subject.model if isinstance(subject.model, nn.Module) else subject.model()
         if not isinstance(model, nn.Module):
             raise TypeError(f"the function returned {type(model).__name__}; a torch.nn.Module is allowed")
         if subject.optimizer is None:
-            return probe(model, subject.inputs, subject.target, subject.loss_fn)
+            return probe(model, subject.inputs, subject.target, subject.loss_fn, functional=functional)
         return _trained(model, subject)
 
 
 def _trained(model: nn.Module, subject: Subject) -> Recording:
     """`steps` updates on the one batch."""
+    __tracebackhide__ = True
     if subject.target is not None and subject.loss_fn is None:
         raise ValueError("target is given without loss_fn; give loss_fn, or leave both out")
     given = subject.optimizer
@@ -85,6 +93,8 @@ def _trained(model: nn.Module, subject: Subject) -> Recording:
         optimizer = given
     else:
         assert given is not None
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("the model has no parameter that is trained, so there is nothing to optimize")
         optimizer = given(model.parameters())
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer made {type(optimizer).__name__}; a torch.optim.Optimizer is allowed")
@@ -92,9 +102,26 @@ def _trained(model: nn.Module, subject: Subject) -> Recording:
         scope = GradScope(model, optimizer, every=1)
         with alone(scope._observer), untouched(model), torch.enable_grad(), scope:
             for _ in range(subject.steps):
-                optimizer.zero_grad(set_to_none=True)
-                loss, its_own = _loss(run(model, subject.inputs), subject.target, subject.loss_fn)
-                scope.note(loss=loss if its_own else loss.detach())
-                loss.backward()
-                optimizer.step()
+                losses: list[Tensor] = []
+
+                def closure(losses: list[Tensor] = losses) -> Tensor:
+                    optimizer.zero_grad(set_to_none=True)
+                    loss, its_own = _loss(run(model, subject.inputs), subject.target, subject.loss_fn)
+                    if not losses:  # of several evaluations the first, at the weights that the step starts from
+                        scope.note(loss=loss if its_own else loss.detach())
+                    losses.append(loss.detach())
+                    loss.backward()
+                    return loss
+
+                if _needs_closure(optimizer):
+                    optimizer.step(closure)  # type: ignore[arg-type]  # torch's annotation says float
+                else:
+                    closure()
+                    optimizer.step()
     return scope.recording
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """As L-BFGS, which evaluates the loss several times in a step."""
+    given = inspect.signature(optimizer.step).parameters.get("closure")
+    return given is not None and given.default is inspect.Parameter.empty

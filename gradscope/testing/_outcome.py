@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradscope.recording import Baseline, Comparison
+from gradscope.recording._baseline import Spreads
 from gradscope.testing._baseline_file import shown
 
 Status = Literal["same", "different", "missing", "written", "updated", "unusable", "healthy", "unhealthy"]
@@ -26,6 +27,7 @@ class Outcome:
         path: of the baseline; None where none is involved.
         comparison: None where nothing was compared.
         expected, obtained: what was.
+        bands: in which the numbers of several seeds were expected; None for one seed.
         finding: what the diagnosis says of the model now, one line.
     """
 
@@ -37,6 +39,7 @@ class Outcome:
     comparison: Comparison | None = None
     expected: Baseline | None = None
     obtained: Baseline | None = None
+    bands: Spreads | None = None
     finding: str = ""
 
     @property

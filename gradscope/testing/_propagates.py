@@ -94,7 +94,7 @@ def assert_no_dead_units(
     loss_fn: Callable[..., Tensor] | None = None,
     seed: int = 0,
 ) -> None:
-    """Fail where a layer has units that are zero for every entry of the batch.
+    """Fail where an activation, a module or a function (`F.relu`), has units that are zero for the whole batch.
 
     A unit of a sound network is silent for a small batch by chance (for B independent inputs with 2⁻ᴮ, for inputs
     that are alike more often): take a batch of a hundred samples or so, or allow a fraction.
@@ -108,13 +108,13 @@ def assert_no_dead_units(
 
     Raises:
         AssertionError: an activation has more; the message names the first and the worst.
-        TypeError, ValueError: an argument is not as above.
+        TypeError, ValueError: an argument is not as above, or the model has no activation.
 
     >>> import torch
     >>> assert_no_dead_units(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(256, 8))
     """
     __tracebackhide__ = True
-    judge_units(observed(Subject(model, inputs, target, loss_fn), seed), max_fraction)
+    judge_units(observed(Subject(model, inputs, target, loss_fn), seed, functional=True), max_fraction)
 
 
 def judge_units(recording: Recording, max_fraction: float) -> None:
@@ -123,6 +123,8 @@ def judge_units(recording: Recording, max_fraction: float) -> None:
     if isinstance(max_fraction, bool) or not isinstance(max_fraction, (int, float)) or not 0 <= max_fraction <= 1:
         raise ValueError(f"max_fraction is {max_fraction!r}; a fraction in [0, 1] is allowed")
     profile = recording.profile("activation", "dead_fraction", role="activation")
+    if not profile.sites:
+        raise ValueError("model has no activation, neither a module nor a function, whose units could be dead")
     dead = [(s.name, f) for s, f in zip(profile.sites, profile.values.tolist(), strict=True) if f > max_fraction]
     if dead:
         worst = max(dead, key=lambda one: one[1])

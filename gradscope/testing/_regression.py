@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ from gradscope.testing._outcome import Outcome
 from gradscope.testing._policy import Policy, in_ci
 from gradscope.testing._propagates import judge_passage, judge_units
 from gradscope.testing._scale import assert_scale
+
+T = TypeVar("T")
 
 
 class GradientRegression:
@@ -95,8 +97,8 @@ class GradientRegression:
         policy = self.policy if rtol is None else replace(self.policy, rtol=rtol)
         try:
             outcome = check(subject, path, self._test(path), policy, seed=self.seed, seeds=seeds, accept=self.accept)
-        except (NotDeterministicError, BaselineError) as error:
-            self._tell(Outcome("unusable", self._test(path), str(error), str(error), path))
+        except Exception as error:
+            self._tell(_unusable(error, self._test(path), path))
             raise
         self._tell(outcome)
         if not outcome.passed:
@@ -117,10 +119,13 @@ class GradientRegression:
     ) -> Findings:
         """As `gradscope.testing.assert_healthy`; `fail_on` None is the policy's."""
         __tracebackhide__ = True
-        recording = self._observe(Subject(model, inputs, target, loss_fn, steps, optimizer))
-        with_findings: list[Findings] = []
-        self._claim(lambda: with_findings.append(judged(recording, fail_on or self.policy.fail_on, limits)))
-        return with_findings[0]
+
+        def claim() -> Findings:
+            __tracebackhide__ = True
+            recording = self._observe(Subject(model, inputs, target, loss_fn, steps, optimizer))
+            return judged(recording, fail_on or self.policy.fail_on, limits)
+
+        return self._claim(claim)
 
     def assert_signal_propagates(
         self,
@@ -133,8 +138,12 @@ class GradientRegression:
     ) -> None:
         """As `gradscope.testing.assert_signal_propagates`."""
         __tracebackhide__ = True
-        recording = self._observe(Subject(model, inputs, target, loss_fn))
-        self._claim(lambda: judge_passage(recording, max_decades))
+
+        def claim() -> None:
+            __tracebackhide__ = True
+            judge_passage(self._observe(Subject(model, inputs, target, loss_fn)), max_decades)
+
+        self._claim(claim)
 
     def assert_no_dead_units(
         self,
@@ -147,8 +156,12 @@ class GradientRegression:
     ) -> None:
         """As `gradscope.testing.assert_no_dead_units`."""
         __tracebackhide__ = True
-        recording = self._observe(Subject(model, inputs, target, loss_fn))
-        self._claim(lambda: judge_units(recording, max_fraction))
+
+        def claim() -> None:
+            __tracebackhide__ = True
+            judge_units(self._observe(Subject(model, inputs, target, loss_fn), functional=True), max_fraction)
+
+        self._claim(claim)
 
     def assert_scale(
         self,
@@ -167,18 +180,23 @@ class GradientRegression:
             lambda: assert_scale(module_or_site, signal, expected, rtol, inputs=inputs, recording=where, seed=self.seed)
         )
 
-    def _observe(self, subject: Subject) -> Recording:
-        self.recording = observed(subject, self.seed)
+    def _observe(self, subject: Subject, *, functional: bool = False) -> Recording:
+        __tracebackhide__ = True
+        self.recording = observed(subject, self.seed, functional=functional)
         return self.recording
 
-    def _claim(self, claim: Callable[[], object]) -> None:
+    def _claim(self, claim: Callable[[], T]) -> T:
         __tracebackhide__ = True
         try:
-            claim()
+            found = claim()
         except AssertionError as error:
             self._tell(Outcome("unhealthy", self.test, str(error), " ".join(str(error).split())))
             raise
+        except Exception as error:
+            self._tell(_unusable(error, self.test))
+            raise
         self._tell(Outcome("healthy", self.test, "", "as asserted"))
+        return found
 
     def _tell(self, outcome: Outcome) -> None:
         if self._told is not None:
@@ -196,3 +214,11 @@ class GradientRegression:
 
     def _test(self, path: Path) -> str:
         return f"{self.test}{path.stem.removeprefix(self.path.stem)}"
+
+
+def _unusable(error: Exception, test: str, path: Path | None = None) -> Outcome:
+    """A check that came to nothing: what it says itself, of an error from elsewhere its type and first line."""
+    said = str(error).strip()
+    if not isinstance(error, (NotDeterministicError, BaselineError, TypeError, ValueError)):
+        said = f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+    return Outcome("unusable", test, said, " ".join(said.split()), path)

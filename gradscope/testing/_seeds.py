@@ -11,7 +11,8 @@ falls with width.
 
 Where the N + N networks themselves spread clearly more (no chain, another architecture, several steps), σ is
 theirs, pooled, and z the quantile of Student's t with 2N − 2 degrees of freedom. So it is for the weights themselves,
-whose rms hardly strays: they tell a change of the initial scale long before the signals do.
+whose rms hardly strays: they tell a change of the initial scale long before the signals do. And so it is for the total
+norm of the gradients and the loss, of which the theory of one chain says nothing.
 
 Sizes of gradients are taken relative to the last site's of the same kind (matrix, bias), as theory does; the last
 itself is compared as it is.
@@ -25,12 +26,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gradscope.recording import Baseline, Recording, Signal, baseline_of
-from gradscope.recording._baseline import Array, Sizes
+from gradscope.recording._baseline import Array, Compared, Sizes, Spreads
 from gradscope.testing._band import RELATIVE, expected_spread, half_width
 from gradscope.testing._observe import Subject, observed
 
 FEWEST = 4
 _COMPARED: tuple[Signal, ...] = ("weight", "activation", *RELATIVE)
+_OF_THE_MODEL: tuple[Compared, ...] = ("gradient norm", "loss")
 
 
 def observed_over_seeds(subject: Subject, seeds: int) -> Baseline:
@@ -53,20 +55,22 @@ def merged(runs: Sequence[Baseline], last: Entering) -> Baseline:
     if any(run.places != first.places for run in runs):
         raise ValueError("model makes models of different structure with different seeds, so they cannot be compared")
     sizes: dict[Signal, dict[str, Array]] = {}
-    spread: dict[Signal, dict[str, Array]] = {}
+    spread: dict[Compared, dict[str, Array]] = {}
     adjusted = [relative(run.sizes, last) for run in runs]
     for signal, of in first.sizes.items():
         stacked = {site: np.stack([run[signal][site] for run in adjusted]) for site in of}
         sizes[signal] = {site: np.median(values, axis=0) for site, values in stacked.items()}
         spread[signal] = {site: _deviation(values) for site, values in stacked.items()}
+    norms, losses = (np.stack([getattr(run, name) for run in runs]) for name in ("gradient_norm", "loss"))
+    spread |= {"gradient norm": {"": _deviation(norms)}, "loss": {"": _deviation(losses)}}
     return Baseline(
         facts={**{k: v for k, v in first.facts.items() if k != "seed"}, "seeds": len(runs)},
         places=first.places,
         gradients=first.gradients,
         steps=first.steps,
         sizes=sizes,
-        gradient_norm=np.median(np.stack([run.gradient_norm for run in runs]), axis=0),
-        loss=np.median(np.stack([run.loss for run in runs]), axis=0),
+        gradient_norm=np.median(norms, axis=0),
+        loss=np.median(losses, axis=0),
         spread=spread,
     )
 
@@ -112,25 +116,36 @@ def relative(sizes: Sizes, last: Entering) -> dict[Signal, dict[str, Array]]:
     return out
 
 
-def bands_of(expected: Baseline, obtained: Baseline, recording: Recording, rtol: float) -> Sizes:
+def bands_of(expected: Baseline, obtained: Baseline, recording: Recording | None, rtol: float) -> Spreads:
     """By signal and site the decades by which the medians may differ, at each step.
 
     Args:
         expected, obtained: of as many seeds each.
-        recording: of one of the models, for its widths, depths and activations.
+        recording: of one of the models, for its widths, depths and activations; without one the networks' own spread is
+            all there is.
         rtol: the least relative tolerance.
     """
     seeds = int(obtained.facts["seeds"])
     signals = [s for s in _COMPARED if s in obtained.sizes]
     common = {s: [n for n in obtained.sizes[s] if n in expected.sizes.get(s, {})] for s in signals}
-    compared = max(sum(map(len, common.values())) * len(obtained.steps), 1)
-    theory = expected_spread(recording)
-    last = entering(recording)
-    bands: dict[Signal, dict[str, Array]] = {}
+    compared = (sum(map(len, common.values())) + len(_OF_THE_MODEL)) * len(obtained.steps)
+    theory = {} if recording is None else expected_spread(recording)
+    last = {} if recording is None else entering(recording)
+    least = math.log10(1.0 + rtol)
+    bands: dict[Compared, dict[str, Array]] = {}
     for signal in signals:
         bands[signal] = {}
         for name in common[signal]:
             own = 0.0 if last.get((signal, name)) == name else theory.get(signal, {}).get(name, 0.0)
             spreads = expected.spread[signal][name], obtained.spread[signal][name]
-            bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + math.log10(1.0 + rtol)
+            bands[signal][name] = half_width(np.array(own), *spreads, seeds, compared) + least
+    for what in _OF_THE_MODEL:
+        width = half_width(np.zeros(()), expected.spread[what][""], obtained.spread[what][""], seeds, compared)
+        bands[what] = {"": (_relative(width, expected.loss, obtained.loss) if what == "loss" else width) + least}
     return bands
+
+
+def _relative(width: Array, first: Array, second: Array) -> Array:
+    """A difference of losses as `compare` measures it: relative to the larger, in decades."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log10(1.0 + width / np.fmax(np.abs(first), np.abs(second))), dtype=np.float64)

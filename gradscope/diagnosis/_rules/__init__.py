@@ -17,7 +17,10 @@ from gradscope.diagnosis._rules import (
     _updates,
 )
 
+from gradscope.diagnosis._rules import _alike, _uneven  # isort: skip
+
 __all__ = [
+    "_alike",
     "_cut",
     "_depth",
     "_initial",
@@ -26,6 +29,7 @@ __all__ = [
     "_output",
     "_over_time",
     "_precision",
+    "_uneven",
     "_units",
     "_updates",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -81,7 +82,10 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
         yield found(
             evidence,
             elsewhere,
-            "warning" if any(len(s.shape) >= 2 for s in elsewhere) else "note",  # a bias alone may have no part in it
+            # A bias alone may have no part in it.
+            "warning"
+            if any(len(s.shape) >= 2 for s in elsewhere) and not _last_of_a_row(evidence, elsewhere)
+            else "note",
             f"{_modules(elsewhere)} ran, but what {_it(elsewhere)} returned does not reach the loss, or only detached."
             if ran
             else f"No gradient reaches {listed(names(elsewhere))}: not used, or in what has no part in the loss, or "
@@ -107,6 +111,22 @@ def _without(evidence: Evidence) -> Iterator[Finding]:
         yield from _zero(evidence, zero)
     if not detached:
         yield from _between_calls(evidence)
+
+
+def _last_of_a_row(evidence: Evidence, sites: list[Site]) -> bool:
+    """Whether all belong to the last of several blocks that are built alike, the others of which have a gradient: what
+    it hands on to a next one is not needed."""
+    state = states(evidence)
+
+    def place(site: Site) -> tuple[str, tuple[int, ...]]:
+        return re.sub(r"\d+", "#", site.name), tuple(int(n) for n in re.findall(r"\d+", site.name))
+
+    flows = [place(s) for s in evidence.parameters if state[s.name] == "flows"]
+    return all(
+        any(kind == own and others < numbers for own, others in flows)
+        and not any(kind == own and others > numbers for own, others in flows)
+        for kind, numbers in map(place, sites)
+    )
 
 
 def _between_calls(evidence: Evidence) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
     """NaN or infinity; the layer that made the first one is named, not those that carried it on."""
     loss = _infinite_loss(evidence)
     if loss is not None:
-        yield from _of_the_loss("non-finite", *loss) if loss[0].dtype != "float16" else ()
+        yield from _of_the_loss("non-finite", *loss) if not _left_its_dtype(loss) else ()
         return
     found = first(evidence)
     if found is None or overflowed(evidence, found) is not None:
@@ -64,7 +64,7 @@ def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
     """Values beyond what the dtype holds: float16 ends at 65,504."""
     loss = _infinite_loss(evidence)
     if loss is not None:
-        yield from _of_the_loss("dtype-overflow", *loss) if loss[0].dtype == "float16" else ()
+        yield from _of_the_loss("dtype-overflow", *loss) if _left_its_dtype(loss) else ()
         return
     found = first(evidence)
     if found is None:
@@ -126,26 +126,41 @@ def _inside(evidence: Evidence) -> Iterator[Finding]:
         return
 
 
-def _infinite_loss(evidence: Evidence) -> tuple[Site, int] | None:
-    """The model's last output and the step at which the loss is infinite, though whatever was observed is finite."""
+def _infinite_loss(evidence: Evidence) -> tuple[Site, int, str] | None:
+    """The model's last output, and the step at which the loss is infinite or NaN, and which, though whatever was
+    observed is finite."""
+    known = np.flatnonzero(np.isfinite(evidence.loss))
     at = np.flatnonzero(np.isinf(evidence.loss))
     sites = evidence.sites("activation")
+    nan = np.flatnonzero(np.isnan(evidence.loss[known[0] :])) + known[0] if known.size else known
+    if nan.size and (not at.size or nan[0] < at[0]) and "loss" in evidence.recording.notes_at(int(evidence.at[nan[0]])):
+        at = nan  # and not one that was not noted
     if not at.size or not sites:
         return None
-    return max(sites, key=lambda s: s.depth), evidence.step(int(at[0]))
+    which = "infinite" if np.isinf(evidence.loss[at[0]]) else "NaN"
+    return max(sites, key=lambda s: s.depth), evidence.step(int(at[0])), which
 
 
-def _of_the_loss(rule_name: str, output: Site, step: int) -> Iterator[Finding]:
-    half = output.dtype == "float16"
+def _left_its_dtype(found: tuple[Site, int, str]) -> bool:
+    return found[0].dtype == "float16" and found[2] == "infinite"
+
+
+def _of_the_loss(rule_name: str, output: Site, step: int, which: str) -> Iterator[Finding]:
+    half = output.dtype == "float16" and which == "infinite"
+    remedy = "look into the loss function: an exponential, a division or a logarithm without an epsilon or a limit"
+    if which == "NaN":
+        remedy = "look into the loss function: a mean over no target (all ignored or masked), 0/0, ∞ − ∞"
+    if half:
+        remedy = (
+            f"compute the loss in float32: loss_fn(output.float(), target), and a mean in place of a sum; "
+            f"{output.name!r} is float16"
+        )
     yield Finding(
         rule_name,
         "error",
-        f"At step {step} the loss is infinite, while every output of the model is finite: the loss function makes it"
+        f"At step {step} the loss is {which}, while every output of the model is finite: the loss function makes it"
         + (", and float16 ends at 65,504." if half else "."),
-        f"compute the loss in float32: loss_fn(output.float(), target), and a mean in place of a sum; {output.name!r} "
-        "is float16"
-        if half
-        else "look into the loss function: an exponential, a division or a logarithm without an epsilon or a limit",
+        remedy,
         "Micikevicius et al. (2018)" if half else "IEEE 754",
         direction="forward",
         sites=(output.name,),

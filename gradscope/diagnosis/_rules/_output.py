@@ -8,9 +8,9 @@ from typing import Any
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import SURPRISE, TARGETS, FirstLoss, first_loss, kinds_of, last_site
+from gradscope.diagnosis._first_loss import kinds_of, last_site
+from gradscope.diagnosis._output_size import confined, surprise
 from gradscope.diagnosis._registry import rule
-from gradscope.diagnosis._words import factor
 from gradscope.recording import Site
 
 _LOSSES = {
@@ -62,8 +62,10 @@ _PASSED_THROUGH = frozenset(
 
 @rule(
     "output-pairing",
-    limit="two softmaxes or two logistics in a row, or a softmax over another axis than the classes; an output that "
-    "cannot reach its targets, or begins beyond them all; a loss of classes that begins beyond twice ln C plus 1",
+    limit="two softmaxes or two logistics in a row, or a softmax over another axis than the classes; an output "
+    "that is broadcast against its target; one that "
+    "cannot reach its targets, or begins beyond them all; a loss of classes that begins beyond twice ln C plus 1, or "
+    "logits that spread no further where that loss cannot fall below half of what it is",
     reference="torch.nn.CrossEntropyLoss, BCEWithLogitsLoss",
     of_the_start=True,
 )
@@ -72,7 +74,7 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
     nodes: list[dict[str, Any]] = evidence.facts.get("loss_graph") or []
     kinds = kinds_of(evidence)
     last = last_site(evidence)
-    found = _twice(nodes, kinds) or _bounded(nodes, kinds) or _axis(nodes, kinds)
+    found = _broadcast(nodes) or _twice(nodes, kinds) or _bounded(nodes, kinds) or _axis(nodes, kinds)
     if found is not None:
         said, remedy, value = found
         last = _offending(evidence, nodes, kinds) or last
@@ -92,7 +94,8 @@ def output_pairing(evidence: Evidence) -> Iterator[Finding]:
             causes=(" ← ".join(kinds[:6]),),
         )
         return
-    yield from _surprise(first_loss(evidence))
+    yield from surprise(evidence)
+    yield from confined(evidence, kinds)
 
 
 def _twice(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
@@ -146,6 +149,18 @@ def _twice(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, 
                 2.0,
             )
     return None
+
+
+def _broadcast(nodes: Sequence[dict[str, Any]]) -> tuple[str, str, float] | None:
+    """An output of (N, 1) beside a target of (N,)."""
+    if not any(node.get("broadcast") for node in nodes):
+        return None
+    return (
+        "The loss makes N × N differences of N outputs: an output of shape (N, 1) meets a target of shape (N,), each "
+        "output is compared with every target, and the best answer is the mean of them all.",
+        "give both the same shape: output.squeeze(-1), or target.unsqueeze(-1)",
+        2.0,
+    )
 
 
 def _axis(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, str, float] | None:
@@ -225,53 +240,3 @@ def _behind(nodes: Sequence[dict[str, Any]], kinds: Sequence[str], place: int) -
         place = below[0]
         if kinds[place] not in _PASSED_THROUGH:
             return kinds[place]
-
-
-def _surprise(found: FirstLoss | None) -> Iterator[Finding]:
-    """A first loss that is far from what a model that knows nothing has."""
-    if found is None:
-        return
-    name = found.last.module
-    if found.outside:
-        said = (
-            f"The first outputs have an rms of {found.size:.3g}, and no target is beyond {found.expected:.3g}: the "
-            "loss begins far above what any guess among the targets costs, and the first steps only bring the outputs "
-            "down."
-        )
-        remedy = (
-            f"begin with smaller weights before {name or found.last.name!r}: gradscope.init.initialize(model, "
-            "inputs=batch); tables (nn.Embedding) with std=0.1 or less"
-        )
-        limit, limit_from = found.expected, "the largest target"
-    elif found.classes is None:
-        said = (
-            f"The targets are about {factor(found.value / found.expected)} times larger than the first outputs: "
-            "training begins by moving the last layer's bias and weights to another scale, and every gradient "
-            "has that scale."
-        )
-        remedy = "normalize the targets: (y − mean)/std over the training set"
-        limit, limit_from = TARGETS * found.expected, f"{TARGETS:.0f} times the rms of the first outputs"
-    else:
-        said = (
-            f"The loss begins at {found.value:.3g}, where guessing among {found.classes} classes costs "
-            f"{found.expected:.2f}: the first logits have an rms of {found.size:.3g}, and are sure of what they cannot "
-            "know. The first steps only undo that."
-        )
-        remedy = f"begin with a small last layer: torch.nn.init.normal_(model.get_submodule({name!r}).weight, std=0.01)"
-        limit, limit_from = SURPRISE * found.expected + 1, f"twice ln {found.classes} plus 1"
-    yield Finding(
-        "output-pairing",
-        "warning",
-        said,
-        remedy,
-        "Karpathy (2019), A recipe for training neural networks",
-        direction="both",
-        sites=(found.last.name,),
-        frontier=found.last,
-        value=found.value,
-        unit="loss" if found.classes else "rms of the outputs" if found.outside else "size of the targets",
-        limit=limit,
-        limit_from=limit_from,
-        expected=found.expected,
-        causes=(f"outputs of rms {found.size:.3g}",),
-    )

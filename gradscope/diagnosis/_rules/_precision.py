@@ -51,7 +51,7 @@ def dtype_underflow(evidence: Evidence) -> Iterator[Finding]:
         share = float(np.nanmax((zero + subnormal)[lost]))
         yield Finding(
             "dtype-underflow",
-            "error" if share > 0.9 else "note" if _trains(evidence) else "warning",
+            "note" if _trains(evidence) else "error" if share > 0.9 else "warning",
             f"Up to {share:.0%} of the entries of the gradient are zero or subnormal in {first.dtype}, first at "
             f"{first.name!r} on the way back. They are below what the type holds.",
             "scale the loss: torch.amp.GradScaler; or use bfloat16, which has float32's range"

@@ -8,9 +8,9 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import START, Evidence, Floats, lasting_since, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import kinds_of
+from gradscope.diagnosis._learning import thrives
 from gradscope.diagnosis._registry import rule
-from gradscope.diagnosis._words import count, listed, names
+from gradscope.diagnosis._words import count, names, width
 from gradscope.recording import Site
 
 
@@ -24,7 +24,8 @@ from gradscope.recording import Site
 )
 def saturated_units(evidence: Evidence) -> Iterator[Finding]:
     """Logistic, tanh and other bounded units lie where their slope is gone."""
-    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, _is_hidden(evidence))
+    chosen: np.ndarray = _is_hidden(evidence) | _begins_saturated(evidence)
+    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, chosen)
     if not found:
         return
     sites = [site for site, _ in found]
@@ -33,7 +34,7 @@ def saturated_units(evidence: Evidence) -> Iterator[Finding]:
     step = "" if when is None else f" This began at step {when}."
     yield Finding(
         "saturated-units",
-        "error" if worst > 0.9 else "warning",
+        "error" if worst > 0.9 else "note" if thrives(evidence) else "warning",
         f"In {count(len(found), 'layer')} of {', '.join(kinds)} up to {worst:.0%} of the entries lie where the slope "
         f"is below a hundredth of the largest, first in {sites[0].name!r}. No gradient comes through them.{step}",
         "make what arrives smaller: normalize the inputs, and gradscope.init.initialize(model)"
@@ -82,7 +83,7 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
         return
     sites = evidence.sites("activation")
     relus = np.array([s.role == "activation" and _has_a_zero_side(s) for s in sites])
-    widths = np.array([_width(s) for s in sites], dtype=np.float64)
+    widths = np.array([width(s) for s in sites], dtype=np.float64)
     limit = np.maximum(evidence.limits.dead_share, 0.5 + evidence.limits.sigmas * np.sqrt(0.25 / widths))
     limit = np.where(limit < 1.0, limit, 0.999)  # of few units half may be silent by chance: all of them are dead
     shares = _where_many_samples(evidence, evidence.unit("silent_fraction"))
@@ -144,195 +145,11 @@ def _has_a_zero_side(site: Site) -> bool:
     )
 
 
-def _width(site: Site) -> int:
-    if len(site.shape) < 2:
-        return 1
-    return site.shape[1] if len(site.shape) >= 4 else site.shape[-1]
-
-
 def _where_many_samples(evidence: Evidence, shares: Floats) -> Floats:
     """Nothing is said of a batch of a few entries a unit: in one of four, many sound units are silent."""
     sites = evidence.sites("activation")
-    entries = np.array([np.prod(s.shape) / max(_width(s), 1) for s in sites])
+    entries = np.array([np.prod(s.shape) / max(width(s), 1) for s in sites])
     return np.where(entries[None, :] >= 32, shares, np.nan)
-
-
-@rule(
-    "symmetric-units",
-    limit="units differ by less than a millionth of their size, ten times what float32 rounds",
-    reference="Goodfellow et al. (2016), section 8.4",
-    needs=("activation",),
-)
-def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
-    """All units of a layer compute the same: it is one unit, and stays one."""
-    sites = evidence.sites("activation")
-    found, when = [], None
-    if evidence.unit_at.size:
-        spread = evidence.unit("unit_spread")
-        wide = np.array([_width(s) > 1 and (s.role == "pre-activation" or _is_recurrent(s)) for s in sites])
-        alike = (spread <= evidence.limits.symmetric_spread) & wide
-        constant = _constant_weights(evidence)
-        found = [s for s, same in zip(sites, alike.any(axis=0).tolist(), strict=True) if same and s.module in constant]
-        since = int(np.argmax(alike[:, [sites.index(s) for s in found]].any(axis=1))) if found else 0
-        when = int(evidence.steps[evidence.unit_at[since]]) if since else None
-    zero = _all_zero(evidence)
-    if not found and len(zero) < 2 and not (zero and len(evidence.at) >= evidence.limits.hysteresis):
-        return
-    where = found or zero
-    how = "are zero" if not found else "are all equal"
-    yield Finding(
-        "symmetric-units",
-        "error",
-        f"The weights of {count(len(where), 'layer')} {how}, first of {where[0].name!r}: every unit computes the same "
-        "and gets the same gradient. Such a layer stays one unit, however wide it is."
-        + ("" if when is None else f" This began by step {when}."),
-        "gradscope.init.initialize(model)",
-        "Goodfellow et al. (2016), section 8.4",
-        direction="both",
-        sites=names(where),
-        steps=() if when is None else (when,),
-        frontier=where[0],
-        value=0.0,
-        unit="variance between units over mean square",
-        limit=evidence.limits.symmetric_spread,
-        limit_from="ten times what float32 rounds",
-        causes=(f"first weights that {how}",),
-    )
-
-
-def _is_recurrent(site: Site) -> bool:
-    return site.module_type.removesuffix("Cell") in ("RNN", "LSTM", "GRU") and site.output == 0
-
-
-def _constant_weights(evidence: Evidence) -> set[str]:
-    """Modules whose weights had no spread at some step, or began at zero."""
-    if not evidence.has("weight"):
-        return {layer.module for layer in evidence.layers}
-    std, rms = evidence.by_layer("weight", "std"), evidence.by_layer("weight")
-    zero = rms[0] == 0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        least = np.argmin(np.where(rms > 0, std / rms, np.inf), axis=0)
-    std, rms = std[least, range(len(least))], rms[least, range(len(least))]
-    return {
-        layer.module
-        for layer, s, r in zip(evidence.layers, std.tolist(), rms.tolist(), strict=True)
-        if r > 0 and s <= 1e-6 * r
-    } | {layer.module for layer, nothing in zip(evidence.layers, zero.tolist(), strict=True) if nothing}
-
-
-def _all_zero(evidence: Evidence) -> list[Site]:
-    """Layers whose weights are zero at the start and at the end: two in a row never get a gradient."""
-    if not evidence.has("weight") or not len(evidence.at):
-        return []
-    rms = evidence.by_layer("weight")
-    return [
-        layer.site
-        for layer, first, last in zip(evidence.layers, rms[0].tolist(), rms[-1].tolist(), strict=True)
-        if first == 0 and last == 0 and layer.site is not None and layer.weight.trainable
-    ]
-
-
-@rule(
-    "collapsed-batch",
-    limit="the samples differ by less than a ten-thousandth of a layer's mean square, and so much less than the inputs "
-    "do, at every layer beyond",
-    reference="Schoenholz et al. (2017); Dong et al. (2021)",
-    needs=("activation",),
-    units=True,
-)
-def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
-    """A layer gives nearly the same output for every input."""
-    if not evidence.unit_at.size:
-        return
-    sites = evidence.sites("activation")
-    spread = evidence.unit("batch_spread")
-    inputs = [i for i, s in enumerate(sites) if s.role == "input"]
-    first = 1.0 if not inputs else float(np.nanmax(np.nan_to_num(median(spread[:START])[inputs], nan=0.0)))
-    if inputs and first < 1e-3:  # the inputs are all alike: nothing to tell apart
-        return
-    limit = evidence.limits.collapsed_spread * min(first, 1.0)
-    chosen = [i for i, s in enumerate(sites) if s.role in ("pre-activation", "block") and len(s.shape) >= 2]
-    if len(chosen) < 2:
-        return
-    there = np.nan_to_num(spread[:, chosen], nan=-1.0)
-    beyond = np.maximum.accumulate(there[:, ::-1], axis=1)[:, ::-1]
-    sick = (beyond <= limit) & (beyond >= 0)
-    start, end = sick[0], sick[-1]
-    lasting = end & (sick[-3:].all(axis=0))
-    if not lasting.any():
-        yield from _collapsed_output(evidence, sites[chosen[-1]], there[:, -1])
-        return
-    kept = [sites[i] for i, bad in zip(chosen, lasting.tolist(), strict=True) if bad]
-    when = None if start.any() else int(evidence.steps[evidence.unit_at[int(np.argmax(sick.any(axis=1)))]])
-    value = float(beyond[-1][lasting].max())
-    at_once = _at_once(there, chosen.index(sites.index(kept[0])), first)
-    step = "" if when is None else f" This began at step {when}."
-    yield Finding(
-        "collapsed-batch",
-        "error" if at_once else "warning",
-        f"From {kept[0].name!r} on the outputs are nearly the same for every input: they differ by {value:.1e} of "
-        f"their mean square, the inputs by {first:.2g}. What the samples have of their own is lost there.{step}",
-        "gradscope.init.initialize(model), with biases at zero; a norm layer or residual branches keep samples apart"
-        if when is None
-        else "lower the learning rate: the layers have died or saturated",
-        "Schoenholz et al. (2017)",
-        direction="forward",
-        sites=names(kept),
-        steps=() if when is None else (when,),
-        frontier=kept[0],
-        value=value,
-        unit="variance between samples over mean square",
-        limit=limit,
-        limit_from="a ten-thousandth of what tells the inputs apart",
-        expected=first,
-        causes=(
-            f"first weights too small beside the biases, or too many layers that pull inputs together: "
-            f"{listed(names(kept))}",
-        )
-        if when is None
-        else (),
-    )
-
-
-def _at_once(spread: Floats, place: int, inputs: float) -> bool:
-    """Whether the layer before still told the samples apart: then it is no matter of depth."""
-    before = inputs if place == 0 else float(spread[-1, place - 1])
-    return before > 1e-3 and float(spread[-1, place]) < 1e-10
-
-
-_SUPERVISED = ("NllLoss", "NllLoss2D", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy",
-               "BinaryCrossEntropyWithLogits")  # fmt: skip
-
-
-def _collapsed_output(evidence: Evidence, site: Site, spread: Floats) -> Iterator[Finding]:
-    """An output that came to be the same for all, under a loss that has no target: representations collapse so."""
-    kinds = kinds_of(evidence)
-    if not kinds or any(kind in _SUPERVISED for kind in kinds) or len(spread) < 3:
-        return
-    known = spread >= 0
-    limit = 1e-2 * float(spread[0])
-    if not known.all() or not spread[0] > 0 or not (spread[-2:] < limit).all():
-        return
-    first = int(np.argmax(spread < limit))
-    step = int(evidence.steps[evidence.unit_at[first]])
-    yield Finding(
-        "collapsed-batch",
-        "warning",
-        f"The output {site.name!r} has become nearly the same for every input: the samples differ by "
-        f"{spread[-1]:.1e} of its mean square, and did by {spread[0]:.2g}. The loss has no target that would keep them "
-        "apart.",
-        "give the loss what keeps samples apart: negatives, a variance term, a stopped gradient with a predictor",
-        "Chen & He (2021); Bardes et al. (2022)",
-        direction="forward",
-        sites=(site.name,),
-        steps=(step,),
-        frontier=site,
-        value=float(spread[-1]),
-        unit="variance between samples over mean square",
-        limit=limit,
-        limit_from="a hundredth of what it was at the start",
-        expected=float(spread[0]),
-    )
 
 
 def _is_hidden(evidence: Evidence) -> np.ndarray:
@@ -340,6 +157,17 @@ def _is_hidden(evidence: Evidence) -> np.ndarray:
     sites = evidence.sites("activation")
     last = max((s.depth for s in sites if s.role == "pre-activation"), default=0)
     return np.array([s.role == "activation" and s.depth < last for s in sites], dtype=bool)
+
+
+def _begins_saturated(evidence: Evidence) -> np.ndarray:
+    """Activations that are the output, and saturated before anything was learned."""
+    sites, shares = evidence.sites("activation"), evidence.unit("saturated_fraction")
+    if not evidence.from_the_start or not evidence.training or not len(shares) or evidence.unit_at[0] != 0:
+        return np.zeros(len(sites), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        begins = shares[0] > evidence.limits.saturated_share
+    found: np.ndarray = np.array([s.role == "activation" for s in sites], dtype=bool) & begins
+    return found
 
 
 def _over(

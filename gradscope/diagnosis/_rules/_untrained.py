@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
+from gradscope.diagnosis._learning import thrives
 from gradscope.diagnosis._rules._parts import depth, found, states
 from gradscope.diagnosis._start import starts
 from gradscope.diagnosis._words import listed, names
@@ -41,7 +42,7 @@ def frozen(evidence: Evidence) -> Iterator[Finding]:
         yield found(
             evidence,
             told,
-            "warning" if amid or all(len(s.shape) < 2 for s in trained) else "note",
+            "warning" if (amid or all(len(s.shape) < 2 for s in trained)) and not thrives(evidence) else "note",
             f"{listed(names(told))} {'is' if len(told) == 1 else 'are'} frozen while still as torch draws it at "
             "random: it was not frozen for what it has learned.",
             f"model.get_parameter({told[0].name!r}).requires_grad_(True), or load the weights it should have",

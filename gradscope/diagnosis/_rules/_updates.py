@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis._evidence import Evidence, Floats, median
+from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import guesses
-from gradscope.diagnosis._learning import coherence, diverging, learning, learns, promised, shrinking
+from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
 from gradscope.diagnosis._outside import changed_outside, inputs_rise, undone
+from gradscope.diagnosis._promises import PROMISED_EACH, PROMISED_TOGETHER, promises_little, promises_too_much
 from gradscope.diagnosis._registry import lasting, rule
-from gradscope.diagnosis._words import factor, listed, names
-from gradscope.recording import Site
-
-_MANY, _EARLY = 50, 150
-"""Steps from which on a loss that stands still means something, and up to which one that does not fall does: later in
-a run the steps only keep up with the noise."""
-
-_PROMISED_TOGETHER = "‖gradient‖·‖update‖, summed over the steps, over the loss"
-_PROMISED_EACH = "‖gradient‖·‖update‖ of a step over the first loss"
-
-_PROMISED_AT_LEAST = 0.03
-"""Of the loss, by all steps together: less than a third of the least decrease that counts as learning."""
-
-_PROMISED_AT_MOST, _PROMISED_OFTEN, _COUNTED_AT_MOST = 0.7, 0.3, 3.0
-"""Of the first loss, by one step, in the mean, and where next to nothing of it is kept; a single one counts no more
-than the last, as it may be a spike."""
-
-_KEPT_AT_LEAST = 0.008
-"""Of what the steps promised. Measured on five models with eleven rates of three optimizers: of rates that end within
-twice the best loss 0.013 and more is kept, of those beyond four times the best less than 0.008."""
+from gradscope.diagnosis._words import listed, names
 
 _WARM = 3
 """The first steps of an adaptive optimizer are larger than those that follow; zero weights have no relative size."""
 
 
+_ROUNDED_AWAY = 0.8
+"""Share of a weight's entries that a step does not change: a sound run in bfloat16 leaves three in ten."""
+
+
 @rule(
     "update-too-large",
     limit="relative update times number of layers beyond 1: (1 + r)^L leaves the region in which the gradient tells "
-    "what a step does; and the loss does not fall, or rises",
+    "what a step does; and the loss does not fall, or rises; or steps that to first order each take away seven tenths "
+    "of the loss (three, where less than 0.8 % of that comes true), and a fifth of it or more is left",
     reference="LeCun et al. (1998), section 4.7",
     needs=("update", "weight"),
-    of_the_start=(_PROMISED_EACH,),
+    of_the_start=(PROMISED_EACH,),
 )
 def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     """Steps so large that they replace the weights instead of mending them."""
@@ -66,7 +51,7 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
             return  # the loss grew for another reason
         large = before[(typical[before] > limit / 3) | (worst[before] > limit)]
     elif not ((often or replaced) and not learns(evidence)) or shrinking(evidence):
-        yield from _promises_too_much(evidence)
+        yield from promises_too_much(evidence)
         return
     if not large.size or inputs_rise(evidence, int(large[0])) > 0.5:
         return
@@ -105,11 +90,12 @@ def _sane(evidence: Evidence, lr: float, value: float, limit: float) -> str:
 @rule(
     "update-too-small",
     limit="no layer's relative update is ever above 1e-6: a million such steps change a weight by its own size, and "
-    "float32 keeps one digit of them",
+    "float32 keeps one digit of them; or fifty steps and more that to first order can lower the loss by 3 % at most, "
+    "all together; or something takes back nine tenths of each update",
     reference="float32's relative precision, 6·10⁻⁸",
     needs=("update", "weight"),
     fewest=lasting,
-    of_the_start=(_PROMISED_TOGETHER,),
+    of_the_start=(PROMISED_TOGETHER,),
 )
 def update_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that nothing is learned, in any layer."""
@@ -129,7 +115,7 @@ def update_too_small(evidence: Evidence) -> Iterator[Finding]:
         return
     if largest >= evidence.limits.update_small:
         resting = list(_came_to_rest(evidence, kept, ratio))
-        yield from resting or list(_hardly_moved(evidence, kept, ratio)) or _promises_little(evidence)
+        yield from resting or list(_hardly_moved(evidence, kept, ratio)) or promises_little(evidence)
         return
     lr = evidence.notes("lr")
     rate = float(np.nanmax(lr)) if np.isfinite(lr).any() else np.nan
@@ -164,7 +150,7 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
     )
     narrow = [layer.weight.dtype in ("bfloat16", "float16") for layer in evidence.layers]
     with np.errstate(invalid="ignore"):
-        lost = np.array(narrow) & (still > 0.9) & flows
+        lost = np.array(narrow) & (still > _ROUNDED_AWAY) & flows
     sites = [layer.weight for layer, bad in zip(evidence.layers, lost.tolist(), strict=True) if bad]
     if 2 * len(sites) <= sum(narrow) or not sites:
         return None
@@ -181,7 +167,7 @@ def _rounded_away(evidence: Evidence) -> Finding | None:
         frontier=sites[0],
         value=share,
         unit="share of entries that a step does not change",
-        limit=0.9,
+        limit=_ROUNDED_AWAY,
         limit_from=f"{sites[0].dtype} keeps {8 if sites[0].dtype == 'bfloat16' else 11} binary digits",
         expected=0.0,
         causes=(f"weights in {sites[0].dtype}",),
@@ -243,82 +229,6 @@ def _hardly_moved(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Ite
     )
 
 
-def _promises_little(evidence: Evidence) -> Iterator[Finding]:
-    """A run that goes one way from the start, whose steps together can, to first order, hardly lower the loss."""
-    loss, could = evidence.loss, promised(evidence)
-    if len(loss) < _MANY or not evidence.from_the_start or not _is_a_size(loss) or not np.isfinite(could).all():
-        return
-    lr = evidence.notes("lr")
-    if lr[-1] > 2 * lr[0] or learns(evidence):  # a warm-up begins small
-        return
-    share = float(could.sum() / np.median(loss))
-    if not 0 < share < _PROMISED_AT_LEAST or not (guesses(evidence) or coherence(evidence) > 0.5):
-        return
-    rate = f" with a learning rate of {lr[-1]:.3g}" if np.isfinite(lr[-1]) else ""
-    steps = len(loss) / 2 / share
-    yield Finding(
-        "update-too-small",
-        "warning",
-        f"To first order all {len(loss)} steps together can lower the loss by at most {share:.2%}{rate}, and it has "
-        f"not fallen; to halve it at this pace takes some {steps:.0g} steps.",
-        f"raise the learning rate: to about {lr[-1] * min(1.0 / share, 1e3) / 3:.1g}, and look at the loss again"
-        if np.isfinite(lr[-1])
-        else "raise the learning rate",
-        "Boyd & Vandenberghe (2004), section 9.2",
-        direction="both",
-        value=share,
-        unit=_PROMISED_TOGETHER,
-        limit=_PROMISED_AT_LEAST,
-        limit_from="the loss falls by no more than that, whatever the curvature, as long as the steps are small",
-        expected=1.0,
-        causes=("the steps are small from the first to the last",),
-    )
-
-
-def _promises_too_much(evidence: Evidence) -> Iterator[Finding]:
-    """Steps that promise to take away the loss, each of them, and together do not: they leap over what they go for."""
-    loss, could = evidence.loss, promised(evidence)
-    if len(loss) < 2 * evidence.limits.hysteresis or not evidence.from_the_start or not _is_a_size(loss):
-        return
-    begun = slice(0, _EARLY)
-    first, last = float(loss[:3].min()), float(np.median(loss[begun][-5:]))
-    known = np.isfinite(could[begun])
-    if not could[begun][known].any() or not last > first / 10:
-        return
-    each = could[begun][known] / first
-    typical = float(np.minimum(each, _COUNTED_AT_MOST).mean())
-    kept = (first - last) / first / float(each.sum())
-    if not (typical > _PROMISED_AT_MOST or (typical > _PROMISED_OFTEN and kept < _KEPT_AT_LEAST)):
-        return
-    place = int(np.flatnonzero(known)[int(np.argmax(each > _PROMISED_OFTEN))])
-    if inputs_rise(evidence, place) > 0.5 or changed_outside(evidence, place):
-        return
-    lr = evidence.notes("lr")[place]
-    rate = f" (learning rate {lr:.3g})" if np.isfinite(lr) else ""
-    yield Finding(
-        "update-too-large",
-        "warning",
-        f"To first order each step would take away {typical:.0%} of the loss{rate}, and in {len(loss[begun])} steps "
-        f"it went from {first:.3g} to {last:.3g}, {max(kept, 0.0):.1%} of what they promised together: they leap over "
-        "what they go for.",
-        f"lower the learning rate: to about {lr / 10:.1g}" if np.isfinite(lr) else "lower the learning rate",
-        "Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of stability",
-        direction="both",
-        steps=(evidence.step(place),),
-        value=typical,
-        unit=_PROMISED_EACH,
-        limit=_PROMISED_AT_MOST,
-        limit_from="a loss cannot fall by more than itself: beyond about that the gradient says nothing of a step",
-        expected=0.1,
-        causes=(f"the learning rate{rate}",),
-    )
-
-
-def _is_a_size(loss: Floats) -> bool:
-    """Whether it is above zero throughout, so that a share of it means something."""
-    return bool(np.isfinite(loss).all() and (loss > 0).all())
-
-
 def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Iterator[Finding]:
     """Updates that were sound and are next to nothing from a step on, while the gradient stays as it was."""
     largest = np.fmax.reduce(ratio, axis=1)  # NaN at a step whose updates are not known
@@ -352,81 +262,3 @@ def _came_to_rest(evidence: Evidence, kept: list[int], ratio: np.ndarray) -> Ite
         expected=1e-3,
         causes=("the learning rate, from that step on",),
     )
-
-
-@rule(
-    "uneven-learning",
-    limit="three decades between the relative updates of layers, or between one layer's and the median of the others",
-    reference="Glorot & Bengio (2010); Bengio (2012)",
-    needs=("update", "weight"),
-    fewest=lasting,
-)
-def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
-    """Layers learn at wildly different speeds."""
-    if not evidence.training or len(evidence.at) < evidence.limits.hysteresis:
-        return
-    kept, ratio = learning(evidence)
-    if len(kept) < 2:
-        return
-    level = np.full(len(kept), np.nan)
-    typical = median(ratio[min(_WARM, len(ratio) - 1) :])
-    with np.errstate(divide="ignore"):
-        level = np.log10(typical)
-    known = np.isfinite(level)
-    if known.sum() < 2:
-        return
-    if learns(evidence) and np.isfinite(evidence.loss).any():  # then nothing is too fast, and some kinds are slow
-        known &= ~_excused(evidence, kept, level)
-        level = np.where(known, level, np.nan)
-        if known.sum() < 2:
-            return
-    spread = float(np.nanmax(level[known]) - np.nanmin(level[known]))
-    if spread < evidence.limits.uneven_decades:
-        return
-    order = np.argsort(np.where(known, level, np.inf))[: int(known.sum())]
-    centre = float(np.median(level[known]))
-    slow, fast = int(order[0]), int(order[-1])
-    sound = -4.0 < level[fast] < -1.0, -4.0 < level[slow] < -1.0
-    odd = fast if level[fast] - centre > centre - level[slow] else slow
-    if sound[0] != sound[1]:  # a step of a thousandth is what is usual
-        odd = slow if sound[0] else fast
-    sites = [evidence.layers[kept[i]].weight for i in (fast, slow)]
-    chosen: Site = evidence.layers[kept[odd]].weight
-    yield Finding(
-        "uneven-learning",
-        "warning",
-        f"A step changes {sites[0].name!r} by {10 ** level[fast]:.1e} of its size and {sites[1].name!r} by "
-        f"{10 ** level[slow]:.1e}: {factor(10**spread)} times less. With one learning rate the slow layers stay as "
-        "they were.",
-        "give every layer weights of the scale its fan asks for, gradscope.init.initialize(model), or its own learning "
-        "rate (param_groups); Adam evens out what comes from the gradient alone",
-        "Bengio (2012)",
-        direction="backward",
-        sites=names([chosen, *(s for s in sites if s is not chosen)]),
-        frontier=chosen,
-        value=spread,
-        unit="decades between relative updates",
-        limit=evidence.limits.uneven_decades,
-        limit_from="three decades: a thousand steps of one layer are one of the other",
-        expected=0.0,
-        causes=(f"odd one out: {listed([chosen.name])}",),
-    )
-
-
-def _excused(evidence: Evidence, kept: list[int], level: Floats) -> np.ndarray:
-    """Layers of a kind all of whose members, one in each of several blocks, are slow.
-
-    Queries and keys whose attention is still even, and what stands behind a gain that begins at nearly zero, are slow
-    by design, in each block; what loses its gradient over the depth is slow in some blocks, and not in others.
-    """
-    kinds = [re.sub(r"\d+", "#", evidence.layers[i].module) for i in kept]
-    typical = float(np.nanmedian(level[np.isfinite(level)]))
-    found = np.zeros(len(kept), dtype=bool)
-    for kind in set(kinds):
-        own = np.array([one == kind for one in kinds])
-        if own.sum() >= 2 and not own.all():
-            slowest, fastest = np.nanmin(level[own]), np.nanmax(level[own])
-            alike = fastest - slowest < evidence.limits.uneven_decades / 2
-            if fastest < typical - 1.0 or (alike and fastest < typical):
-                found |= own
-    return found

@@ -83,15 +83,20 @@ def line(step: int) -> tuple[Tensor, Tensor]:
     return x, x[:, :1].clamp(-2, 2)
 
 
-@pytest.mark.parametrize(("scale", "said"), [(8.0, ["output-pairing"]), (3.0, []), (0.1, [])])
+@pytest.mark.parametrize(("scale", "said"), [(8.0, ["warning"]), (1.5, []), (0.1, [])])
 def test_first_outputs_beyond_all_targets_are_told(scale: float, said: list[str]) -> None:
-    # Targets within ±2: an answer among them costs at most 4² = 16; outputs of size 8 cost 64 + 1, of size 3 about 10.
-    recording = trained(spread(scale), line, F.mse_loss, steps=5, lr=1e-4)
-    assert [one.rule for one in found(recording, "output-pairing")] == said
+    recording = trained(spread(scale), line, F.mse_loss, steps=20, lr=1e-4)
+    assert [one.severity for one in found(recording, "output-pairing")] == said
     if said:
         (one,) = found(recording, "output-pairing")
+        size = float(torch.cat([line(0)[1]]).double().square().mean().sqrt())
         assert one.value == pytest.approx(scale, rel=0.2)
-        assert one.limit == pytest.approx(2.0)
+        assert one.limit == pytest.approx(2 * size, rel=1e-6)
+
+
+def test_first_outputs_that_come_down_within_a_quarter_of_the_run_are_a_note() -> None:
+    recording = trained(spread(8.0), line, F.mse_loss, steps=200, lr=0.01)
+    assert [one.severity for one in found(recording, "output-pairing")] == ["note"]
 
 
 def divided(by: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -187,3 +192,104 @@ def test_as_many_classes_as_samples_are_pairs_whose_cosines_may_be_confined() ->
 
     recording = trained(Pairs(), two_blobs(), own, steps=150, lr=1e-2, optimizer=torch.optim.Adam)
     assert "output-pairing" not in kinds(recording)
+
+
+def test_an_output_that_is_broadcast_against_its_target_is_told() -> None:
+    def flat(step: int) -> tuple[Tensor, Tensor]:
+        inputs, target = line(step)
+        return inputs[:64], target[:64, 0]
+
+    def squared(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean()
+
+    (first, *_) = faults(trained(network(outputs=1), flat, squared, steps=5))
+    assert (first.rule, first.severity) == ("output-pairing", "error")
+    assert "64" not in first.remedy
+    assert "squeeze" in first.remedy
+
+
+@pytest.mark.parametrize("form", ["same", "pairs"])
+def test_shapes_that_agree_and_pairs_that_are_meant_are_no_broadcast(form: str) -> None:
+    def squared(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean()
+
+    def pairs(output: Tensor, target: Tensor) -> Tensor:
+        differences = output - output.T - (target - target.T)  # of each pair, as a ranking compares them
+        return differences.square().mean()
+
+    recording = trained(network(outputs=1), line, squared if form == "same" else pairs, steps=5, lr=1e-3)
+    assert kinds(recording) == []
+
+
+def ignored(step: int) -> tuple[Tensor, Tensor]:
+    inputs, target = two_blobs()(step)
+    return inputs, target if step < 8 else torch.full_like(target, -100)
+
+
+def test_a_mean_over_no_target_is_a_nan_that_the_loss_makes() -> None:
+    (one, *_) = faults(trained(network(), ignored, F.cross_entropy, steps=12))
+    assert (one.rule, one.steps) == ("non-finite", (8,))
+    assert "NaN" in one.explanation
+
+
+def test_a_loss_that_is_not_noted_is_no_nan() -> None:
+    from tests.diagnosing import recorded
+
+    recording = recorded(notes=lambda step: {"loss": 1.0 / (step + 1)} if step != 7 else {})
+    assert "non-finite" not in kinds(recording)
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1e4, ["loss-scale"]), (1.0, [])])
+def test_a_term_that_drowns_the_one_of_the_classes_is_told(scale: float, said: list[str]) -> None:
+    model = network()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        penalty = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+        return F.cross_entropy(output, target) + scale * penalty.clamp(min=1.0)
+
+    recording = trained(model, two_blobs(), loss, steps=40, lr=1e-8 if said else 0.05)
+    assert [kind for kind in kinds(recording) if kind == "loss-scale"] == said
+
+
+class Factors(nn.Module):
+    """Scores are products of two rows."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.items = nn.Embedding(50, 64), nn.Embedding(40, 64)
+        for table in (self.users, self.items):
+            nn.init.normal_(table.weight, std=std)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        return (self.users(pair[:, 0]) * self.items(pair[:, 1])).sum(1)
+
+
+@pytest.mark.parametrize(("std", "said"), [(1.0, ["default-init"]), (0.1, [])])
+def test_tables_of_unit_normals_that_are_multiplied_are_told(std: float, said: list[str]) -> None:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        pair = torch.stack([torch.randint(n, (256,), generator=generator) for n in (50, 40)], dim=1)
+        return pair, torch.randn(256, generator=generator).clamp(-2, 2)
+
+    recording = trained(Factors(std), batch, F.mse_loss, steps=20, lr=1e-3, optimizer=torch.optim.Adam)
+    assert kinds(recording) == said
+    if said:  # a product of 64 pairs of unit normals has a standard deviation of 8
+        (one,) = faults(recording)
+        assert one.frontier is not None
+        assert one.frontier.name == "users.weight"
+        assert one.limit == pytest.approx(64**-0.5)
+
+
+@pytest.mark.parametrize(("same", "said"), [(True, ["collapsed-batch"]), (False, [])])
+def test_inputs_that_are_the_same_for_every_sample_are_told_where_the_loss_stays(same: bool, said: list[str]) -> None:
+    blobs = two_blobs()
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        inputs, target = blobs(step)
+        return inputs[:1].expand_as(inputs) if same else inputs, target
+
+    recording = trained(network(), batch, F.cross_entropy, steps=40, lr=0.1)
+    assert kinds(recording) == said
+    if said:
+        assert faults(recording)[0].sites == ("<input>",)

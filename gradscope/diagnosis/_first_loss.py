@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def guesses(evidence: Evidence) -> bool:
 def recovers(evidence: Evidence, expected: float) -> bool:
     """Whether the loss is down to what knowing nothing costs within the first quarter of the recorded steps."""
     soon = evidence.loss[: max(5, len(evidence.loss) // 4)]
-    return bool(np.isfinite(soon).any()) and float(np.median(soon[-3:])) < expected
+    return bool(np.isfinite(soon).any()) and float(np.median(soon[-3:])) < 1.1 * expected
 
 
 def _outside(evidence: Evidence, first: float, kind: str) -> FirstLoss | None:
@@ -140,6 +141,16 @@ def mean_loss(evidence: Evidence, kinds: Sequence[str]) -> str:
         if kind not in _SAME_SIZE:
             return "" if evidence.facts["loss_graph"][i].get("reduction") == "sum" else kind
     return ""
+
+
+def is_a_mean_term(nodes: Sequence[dict[str, Any]], kinds: Sequence[str], place: int) -> bool:
+    """Whether a loss is a mean that nothing multiplies, and is added to other terms."""
+    if nodes[place].get("reduction") in ("sum", "none"):
+        return False
+    above = nodes[place].get("under")
+    while above is not None and kinds[above] in _SAME_SIZE:
+        above = nodes[above].get("under")
+    return above is not None and kinds[above] == "Add"
 
 
 def classes_of(evidence: Evidence, last: Site) -> int | None:

@@ -77,7 +77,7 @@ def learns(evidence: Evidence) -> bool:
 
 
 def thrives(evidence: Evidence) -> bool:
-    """Whether the loss is above zero and has fallen to less than three tenths: what could be better does no harm yet."""
+    """Whether the loss is above zero and has fallen to less than three tenths: what could be better does no harm."""
     loss = evidence.loss
     if not evidence.training or len(loss) < 4 * evidence.limits.hysteresis:
         return False

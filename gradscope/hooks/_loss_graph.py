@@ -20,8 +20,8 @@ _LEAF = "torch::autograd::AccumulateGrad"
 _WITH_TARGET = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy")
 _WEIGHT_AS = ("TBackward", "TransposeBackward", "ToCopyBackward")
 _CLASSES = ("NllLoss", "LogSoftmax", "Softmax")
-_SUM = 2
-"""Among torch's numbers of reductions: none, mean, sum."""
+_REDUCTIONS = {0: "none", 2: "sum"}
+"""By torch's numbers, of which 1 is the mean."""
 
 Node = Any
 
@@ -114,7 +114,8 @@ def _told_by(node: Node) -> dict[str, Any]:
     Within the model nothing is asked: to unpack what was saved may run a checkpointed segment again.
     """
     name = node.name()
-    summed: dict[str, Any] = {"reduction": "sum"} if getattr(node, "_saved_reduction", None) == _SUM else {}
+    reduction = _REDUCTIONS.get(int(getattr(node, "_saved_reduction", 1)))
+    summed: dict[str, Any] = {} if reduction is None else {"reduction": reduction}
     try:
         if name.startswith(_WITH_TARGET):
             target = node._saved_target.detach()  # gone once the backward has run

@@ -83,9 +83,9 @@ def _all_zero(evidence: Evidence) -> list[Site]:
     if not evidence.has("weight") or not len(evidence.at):
         return []
     rms = evidence.by_layer("weight")
-    reached = np.ones(len(evidence.layers), dtype=bool)
-    if evidence.has("weight_grad"):  # what is cut off stays at zero for that reason
-        reached = np.isfinite(evidence.by_layer("weight_grad")).any(axis=0)
+    # What is cut off stays at zero for that reason.
+    known = np.isfinite(evidence.by_layer("weight_grad"))
+    reached = [bool(column.any()) or not evidence.has("weight_grad") for column in known.T]
     return [
         layer.site
         for i, layer in enumerate(evidence.layers)
@@ -211,7 +211,7 @@ def _collapsed_output(evidence: Evidence, site: Site, spread: Floats) -> Iterato
         return
     known = spread >= 0
     limit = 1e-2 * float(spread[0])
-    if not known.all() or not spread[0] > 0 or not (spread[-2:] < limit).all():
+    if not known.all() or not spread[0] > 0 or not max(spread[-1], np.median(spread[-3:])) < limit:
         return
     first = int(np.argmax(spread < limit))
     step = int(evidence.steps[evidence.unit_at[first]])

@@ -16,6 +16,7 @@ from gradscope.diagnosis._learning import learning, learns
 from gradscope.diagnosis._passage import Passage, passage
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._steps import over_steps
+from gradscope.diagnosis._whole import forgotten, over_the_model
 from gradscope.diagnosis._words import names, worse
 
 Moving = Literal["activation", "activation_grad"]
@@ -39,6 +40,7 @@ _WORDS = {
 def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
     """The backpropagated gradient shrinks towards the input, and no way round it stays."""
     yield from _over_depth(evidence, "activation_grad", lost=True)
+    yield from forgotten(evidence)
 
 
 @rule(
@@ -75,6 +77,7 @@ def exploding_activation(evidence: Evidence) -> Iterator[Finding]:
     """The activation grows, with depth or from step to step."""
     yield from _over_depth(evidence, "activation", lost=False)
     yield from over_steps(evidence, lost=False)
+    yield from over_the_model(evidence)
 
 
 def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[Finding]:
@@ -94,7 +97,8 @@ def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[F
         limit /= 2  # the loss itself says that it has grown too much
     else:
         limit = max(limit, min(2 * limit, limits.sigmas * _spread(found)))  # what is lost by chance is lost too
-    if min(found.layers, len(evidence.layers) or found.layers) < 3:  # what one layer does to a signal is no depth yet
+    one_grows = signal == "activation_grad" and not lost and _of_one_layer(found)
+    if one_grows or min(found.layers, len(evidence.layers) or found.layers) < 3:  # what one layer does is no depth yet
         limit *= 2
     start, end = found.at_start, found.at_end
     if start >= limit and _confirmed(evidence, signal, slice(0, 1), limit / 2, lost=lost):
@@ -106,6 +110,14 @@ def _over_depth(evidence: Evidence, signal: Moving, *, lost: bool) -> Iterator[F
         return
     if _confirmed(evidence, signal, slice(-END, None), late / 2, lost=lost):
         yield _finding(evidence, found, end, late, slice(-END, None), since=since)
+
+
+def _of_one_layer(found: Passage) -> bool:
+    """Whether it is no more than one layer's output that is sick: a norm behind small weights does that, by design."""
+    sick = found.frontier(slice(0, 1))[1]
+    return (
+        sum(site.role == "pre-activation" for site in sick) < 2 and found.layers > 2 and not any(s.call for s in sick)
+    )
 
 
 def _since(total: np.ndarray, limit: float, hysteresis: int) -> int | None:

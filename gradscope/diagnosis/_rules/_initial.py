@@ -10,19 +10,21 @@ from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding, Severity
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._start import Start, starts
+from gradscope.diagnosis._tables import multiplied_tables, tiny_tables
 from gradscope.diagnosis._words import count, factor, names
 
 
 @rule(
     "default-init",
     limit="a decade of rms that theory expects a row of layers with torch's default weights to lose, no norm or "
-    "residual sum between them; a warning from three",
+    "residual sum between them; a warning from three; tables of N(0, 1) that the output is a product of",
     reference="pytorch#15314; He et al. (2015), eq. 10",
     needs=("weight",),
     of_the_start=True,
 )
 def default_init(evidence: Evidence) -> Iterator[Finding]:
-    """torch's default weights, of variance 1/(3·fan_in), under a row of ReLUs or the like."""
+    """torch's default weights: variance 1/(3·fan_in) under a row of ReLUs or the like; tables that are multiplied."""
+    yield from multiplied_tables(evidence)
     for row in _rows(evidence):
         found = [s for s in row if s.is_default and s.activation != "identity"]
         decades = -sum(s.forward for s in _in_series(evidence, found))
@@ -50,6 +52,7 @@ def default_init(evidence: Evidence) -> Iterator[Finding]:
 )
 def init_mismatch(evidence: Evidence) -> Iterator[Finding]:
     """First weights too large or too small for the layer's true fan and the activation behind it."""
+    yield from tiny_tables(evidence)
     for row in _rows(evidence):
         hidden = [s for s in row[:-1] if not s.is_default]  # a last layer may begin as small as it likes
         single = [s for s in hidden if abs(s.forward) >= 1.5]
@@ -116,7 +119,9 @@ def _beside(one: Start, other: Start, level: Mapping[str, float]) -> bool:
 
 def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:
     """Layers in a row in which nothing puts the scale back: no norm, no residual sum, no other kind of module."""
-    breaks = sorted(s.depth for s in evidence.sites("activation") if s.role in ("norm", "block"))
+    breaks = sorted(
+        {s.depth for s in evidence.sites("activation") if s.role in ("norm", "block")} | _restored(evidence)
+    )
     row: list[Start] = []
     for start in starts(evidence):
         if row and any(row[-1].layer.depth < depth < start.layer.depth for depth in breaks):
@@ -125,6 +130,17 @@ def _rows(evidence: Evidence) -> Iterator[Sequence[Start]]:
         row.append(start)
     if row:
         yield row
+
+
+def _restored(evidence: Evidence) -> set[int]:
+    """Depths of modules of another kind that raise the signal by a decade and more: they normalize it, whatever their
+    name."""
+    if not evidence.has("activation"):
+        return set()
+    sites, level = evidence.sites("activation"), evidence.level("activation")[0]
+    with np.errstate(invalid="ignore"):
+        raised = np.diff(level) > 1.0
+    return {s.depth for s, up in zip(sites[1:], raised.tolist(), strict=True) if up and s.role == "other"}
 
 
 def _finding(

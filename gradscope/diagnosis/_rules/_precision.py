@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis._evidence import Evidence, median
 from gradscope.diagnosis._finding import Finding
-from gradscope.diagnosis._first_loss import classes_of, kinds_of, last_site, mean_loss
+from gradscope.diagnosis._first_loss import classes_of, is_a_mean_term, kinds_of, last_site, mean_loss
 from gradscope.diagnosis._learning import is_adaptive, learns, optimizers_of
 from gradscope.diagnosis._registry import no_step, rule
 from gradscope.diagnosis._words import factor, names
@@ -86,6 +86,7 @@ def loss_scale(evidence: Evidence) -> Iterator[Finding]:
     """The gradient scaler skips steps all the time, or has no scale left; or the loss itself is divided by too much."""
     yield from _of_the_scaler(evidence)
     yield from _divided(evidence)
+    yield from _drowned(evidence)
 
 
 def _divided(evidence: Evidence) -> Iterator[Finding]:
@@ -120,6 +121,44 @@ def _divided(evidence: Evidence) -> Iterator[Finding]:
         limit_from=f"a thirtieth of ln {classes}",
         expected=guess,
         causes=("the loss is divided twice",),
+    )
+
+
+def _drowned(evidence: Evidence) -> Iterator[Finding]:
+    """A loss of several terms, one of which is so large that nothing is left of the one that teaches."""
+    nodes, kinds, last = evidence.facts.get("loss_graph") or [], kinds_of(evidence), last_site(evidence)
+    known = evidence.loss[np.isfinite(evidence.loss)]
+    if last is None or len(known) < 10 or not evidence.from_the_start or not evidence.training:
+        return
+    outside = [i for i, node in enumerate(nodes) if not node.get("inside")]
+    kind = ("NllLoss", "BinaryCrossEntropyWithLogits")
+    terms = [i for i in outside if kinds[i].startswith(kind) and is_a_mean_term(nodes, kinds, i)]
+    size = float(evidence.values("activation")[0, evidence.sites("activation").index(last)])
+    if len(terms) != 1 or size > 2:
+        return
+    classes = 2 if kinds[terms[0]].startswith("Binary") else classes_of(evidence, last)
+    if not classes or classes < 2:
+        return
+    guess, first, late = math.log(classes), float(known[0]), float(np.median(known[-5:]))
+    if not (first > _TOO_SMALL * guess and late > _TOO_SMALL * guess):
+        return
+    yield Finding(
+        "loss-scale",
+        "warning",
+        f"The loss begins at {first:.3g}, of which the cross-entropy of {classes} classes is about {guess:.2g}: "
+        f"another term is {factor(first / guess)} times larger, still is at the end, and the steps go by it alone.",
+        "weigh the terms: a KL divergence is divided by the number of samples (or batches) it is shared by, a penalty "
+        "has a factor for which its gradient is below that of the data",
+        "Blundell et al. (2015), eq. 8",
+        direction="backward",
+        sites=(last.name,),
+        frontier=last,
+        value=first / guess,
+        unit="the loss over its term of classes",
+        limit=_TOO_SMALL,
+        limit_from="a term of a thirtieth is no more than the noise of a batch",
+        expected=1.0,
+        causes=("one term of the loss is far larger than the other",),
     )
 
 

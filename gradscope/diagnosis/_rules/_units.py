@@ -24,8 +24,9 @@ from gradscope.recording import Site
 )
 def saturated_units(evidence: Evidence) -> Iterator[Finding]:
     """Logistic, tanh and other bounded units lie where their slope is gone."""
-    chosen: np.ndarray = _is_hidden(evidence) | _begins_saturated(evidence)
-    found, when = _over(evidence, "saturated_fraction", evidence.limits.saturated_share, chosen)
+    hidden, begins = _is_hidden(evidence), _begins_saturated(evidence)
+    limit = np.where(hidden, 1.0, 0.8) * evidence.limits.saturated_share  # an output that was beyond it may come back
+    found, when = _sick(evidence, evidence.unit("saturated_fraction"), limit, hidden | begins)
     if not found:
         return
     sites = [site for site, _ in found]
@@ -168,12 +169,6 @@ def _begins_saturated(evidence: Evidence) -> np.ndarray:
         begins = shares[0] > evidence.limits.saturated_share
     found: np.ndarray = np.array([s.role == "activation" for s in sites], dtype=bool) & begins
     return found
-
-
-def _over(
-    evidence: Evidence, stat: str, limit: float, chosen: np.ndarray
-) -> tuple[list[tuple[Site, float]], int | None]:
-    return _sick(evidence, evidence.unit(stat), np.full(len(chosen), limit), chosen)
 
 
 def _sick(

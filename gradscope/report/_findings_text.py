@@ -45,7 +45,7 @@ def nothing(recording: Recording | None) -> str:
     known = [p for p in profiles if math.isfinite(p.decades_per_layer)]
     if not known:
         return "No fault found."
-    slopes = " and ".join(f"{_CHANGES[p.signal]} by {signed(p.decades_per_layer, 2)}" for p in known)
+    slopes = " and ".join(f"{_CHANGES[p.signal]} by {signed(p.decades_per_layer)}" for p in known)
     steep = any(abs(p.decades_per_layer) * p.layers.sum() > BAND_DECADES for p in known)
     resized = any(site.role in ("norm", "block") or "Pool" in site.module_type for p in known for site in p.sites)
     design = " Poolings, norms and branches change sizes by design." if steep and resized else ""

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis import Findings
+from gradscope.diagnosis import Finding, Findings
 from gradscope.recording import Profile, Recording, Signal, Site
 from gradscope.report._drawn import Drawn, drawn_steps
-from gradscope.report._verdicts import Verdict, verdicts
+from gradscope.report._silent import silent_sites
+from gradscope.report._verdicts import Verdict, moments, verdicts
 
 Array = NDArray[np.float64]
 
@@ -35,11 +36,31 @@ class Line:
     Attributes:
         when: `first`, `middle`, `last`, or `only`.
         verdicts: each finding is on one line of a picture, that of the first step at which it holds.
+        silent: of the last line of a gradient, the sites that have none on any line.
     """
 
     when: str
     profile: Profile
     verdicts: tuple[Verdict, ...] = ()
+    silent: tuple[Site, ...] = ()
+
+    @property
+    def is_last(self) -> bool:
+        """The line of the last step, or the only one: where every site is drawn."""
+        return self.when in ("last", "only")
+
+    @property
+    def zero(self) -> tuple[Site, ...]:
+        """Sites where every entry is exactly 0, which has no place on an axis of decades."""
+        return self._where(self.profile.values == 0)
+
+    @property
+    def nonfinite(self) -> tuple[Site, ...]:
+        """Sites without a finite entry."""
+        return self._where(~np.isfinite(self.profile.values))
+
+    def _where(self, chosen: NDArray[np.bool_]) -> tuple[Site, ...]:
+        return tuple(site for site, one in zip(self.profile.sites, chosen.tolist(), strict=True) if one)
 
     def data(self) -> dict[str, Any]:
         """The line as plain values for `index.json`."""
@@ -52,6 +73,8 @@ class Line:
             "log10_rms": log10(p.values).tolist(),
             "is_layer": p.layers.tolist(),
             "decades_per_layer": p.decades_per_layer,
+            "exactly_zero": [s.name for s in self.zero],
+            "without_gradient": [s.name for s in self.silent],
             "first_sick_site": self.verdicts[0].site.name if self.verdicts else None,
             "first_sick_by": self.verdicts[0].finding.rule if self.verdicts else None,
         }
@@ -62,19 +85,21 @@ def three_lines(recording: Recording, signal: Signal, findings: Findings | None 
 
     Each carries the findings that begin between the line before it and itself; the last those that begin later too.
     """
-    seen = np.flatnonzero(recording.recorded(signal))
-    if not seen.size:
+    at = np.flatnonzero(recording.recorded(signal))
+    if not at.size:
         return ()
-    chosen = {int(seen[0]): "first", int(seen[len(seen) // 2]): "middle", int(seen[-1]): "last"}
-    if len(seen) == 1:
-        chosen = {int(seen[0]): "only"}
+    chosen = {int(at[0]): "first", int(at[len(at) // 2]): "middle", int(at[-1]): "last"}
+    if len(at) == 1:
+        chosen = {int(at[0]): "only"}
     profiles = [(when, recording.profile(signal, "rms", step)) for step, when in sorted(chosen.items())]
+    seen = {site.name for _, shown in profiles for site in shown.sites}
+    silent = silent_sites(recording, signal, seen, findings, {site.name for site in profiles[-1][1].sites})
     left, lines = list(verdicts(findings, recording, signal)), list[Line]()
     for when, shown in profiles:
         last = when in ("last", "only")
-        here = [one for one in left if one.site in shown.sites and (last or (one.since or 0) <= shown.step)]
+        here = [one for one in left if last or (one.site in shown.sites and (one.since or 0) <= shown.step)]
         left = [one for one in left if one not in here]
-        lines.append(Line(when, shown, tuple(here)))
+        lines.append(Line(when, shown, tuple(here), silent if last else ()))
     return tuple(lines)
 
 
@@ -87,6 +112,7 @@ class StepMap:
         nonfinite: where some entry was NaN or infinite, `(steps, sites)`.
         zero: where every entry was exactly 0, `(steps, sites)`.
         verdicts: the findings of the signal, worst first.
+        moments: findings that begin at a step, and at no site of it.
     """
 
     signal: Signal
@@ -98,6 +124,7 @@ class StepMap:
     nonfinite: NDArray[np.bool_]
     zero: NDArray[np.bool_]
     verdicts: tuple[Verdict, ...] = ()
+    moments: tuple[Finding, ...] = ()
 
     @property
     def first_nonfinite(self) -> tuple[int, Site] | None:
@@ -126,17 +153,28 @@ class StepMap:
 def step_map(recording: Recording, signal: Signal, findings: Findings | None = None) -> StepMap:
     """The rms of a signal at every site and the steps that pictures show, and what was found of it."""
     drawn = drawn_steps(recording)
-    rms = recording.values(signal, "rms", drawn.at)
+    sites = recording.sites_of(signal)
+    silent = silent_sites(recording, signal, {s.name for s in sites}, findings) if sites else ()
+    every = tuple(sorted((*sites, *silent), key=lambda site: site.depth))
+    place = [every.index(site) for site in sites]
+
+    def rows(of_sites: NDArray[Any], missing: float) -> NDArray[Any]:
+        out = np.full((len(drawn.at), len(every)), missing, dtype=of_sites.dtype)
+        out[:, place] = of_sites
+        return out
+
+    rms = rows(recording.values(signal, "rms", drawn.at), np.nan)
     return StepMap(
         signal,
-        recording.sites_of(signal),
+        every,
         drawn,
         recording.steps[drawn.at],
         recording.skipped[drawn.at],
         log10(rms),
-        _not_finite(recording, signal, drawn.at),
+        rows(_not_finite(recording, signal, drawn.at), False),
         rms == 0,
         verdicts(findings, recording, signal),
+        moments(findings, recording, signal),
     )
 
 
@@ -184,10 +222,23 @@ class UpdateRatio:
         return np.array([np.median(column) if column.size else np.nan for column in seen])
 
     @property
+    def known(self) -> bool:
+        """Whether anything is known of any weight."""
+        return bool(np.isfinite(self.median).any())
+
+    @property
+    def still(self) -> tuple[int, ...]:
+        """Columns of the weights that do not change, by median."""
+        return tuple(np.flatnonzero(self.median == 0).tolist())
+
+    @property
     def extremes(self) -> tuple[int, ...]:
-        """Columns of the fastest and the slowest weight by median; one where there is only one, none without data."""
+        """Columns of the fastest and the slowest weight by median, of those that change.
+
+        One where there is only one; where none changes, and where there are no data, none.
+        """
         median = self.median
-        seen = np.flatnonzero(np.isfinite(median))
+        seen = np.flatnonzero(median > 0)
         if not seen.size:
             return ()
         fastest, slowest = int(seen[np.argmax(median[seen])]), int(seen[np.argmin(median[seen])])

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradscope.diagnosis import Findings, diagnose, summary
+from gradscope.diagnosis import RULES, Findings, diagnose, summary
 from gradscope.recording import SIGNALS, Recording, Signal
 from gradscope.report._expected_curve import expected_curve
 from gradscope.report._index import Picture, Report, write_report
 from gradscope.report._run_curves import step_map, three_lines, update_ratio
+from gradscope.report._verdicts import elsewhere, verdicts
 from gradscope.report._words import NAMES, map_sentence, profile_sentence, update_sentence
 from gradscope.report._write import save_png
 from gradscope.report.figures import depth_step_heatmap, profile, update_to_weight
@@ -45,10 +46,12 @@ def write_run_report(
     for signal in SIGNALS:
         pictures += _of_signal(recording, signal, directory, expected, found)
     ratio = update_ratio(recording, found)
-    if ratio.extremes:
+    if ratio.known:
         save_png(update_to_weight(recording, ratio), directory / "update_ratio.png")
         data = {**ratio.data(), "words": update_sentence(ratio)}
         pictures.append(Picture("update_ratio.png", "update_to_weight", "How fast each layer learns", data))
+    first = _first_look(recording, found)
+    pictures.sort(key=lambda one: first.index(one.file) if one.file in first else len(first))
     head = {
         "schema": SCHEMA,
         "kind": "recording",
@@ -60,6 +63,18 @@ def write_run_report(
         "unknown": found.unknown,
     }
     return write_report(directory, head, pictures)
+
+
+def _first_look(recording: Recording, findings: Findings) -> list[str]:
+    """The pictures that show the first finding, best first; what begins within the run shows over its steps."""
+    for one in findings:
+        needs = RULES[one.rule].needs if one.rule in RULES else ()
+        shown = [s for s in SIGNALS if verdicts(Findings([one]), recording, s)] or [s for s in SIGNALS if s in needs]
+        if shown:
+            files = [f"profile__{shown[0]}.png", f"heatmap__{shown[0]}.png"]
+            late = bool(one.steps) and one.steps[0] > int(recording.steps[0])
+            return [*(["update_ratio.png"] if shown[0] == "update" else []), *(files[::-1] if late else files)]
+    return []
 
 
 def _of_signal(
@@ -74,7 +89,7 @@ def _of_signal(
     data: dict[str, Any] = {
         "signal": signal,
         "lines": [line.data() for line in lines],
-        "words": profile_sentence(lines, judged=True),
+        "words": profile_sentence(lines, judged=True, others=elsewhere(findings, recording, signal)),
         **({} if theory is None else {"expected": theory.data()}),
     }
     pictures = [Picture(file, "profile", f"{NAMES[signal]} against depth", data)]

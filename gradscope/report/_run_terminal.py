@@ -15,7 +15,7 @@ from gradscope.recording import Profile, Recording, Signal
 from gradscope.report._findings_text import findings_text
 from gradscope.report._run_curves import FLOWING, first_nonfinite, ratios_at
 from gradscope.report._verdicts import sick_sites
-from gradscope.report._words import NAMES, first_sentence, sampled, signed
+from gradscope.report._words import NAMES, first_sentence, per_layer, sampled
 
 _MOST_ROWS = 60
 _MOST_REASONS = 8
@@ -110,7 +110,7 @@ def _ratios(recording: Recording) -> dict[str, float]:
 
 def _lines(recording: Recording, profile: Profile) -> Iterator[Text]:
     signal, name = profile.signal, NAMES[profile.signal]
-    slope = f"{name}: {signed(profile.decades_per_layer)} decades per layer over {int(profile.layers.sum())} layers"
+    slope = f"{name}: {per_layer(profile.decades_per_layer)} over {int(profile.layers.sum())} layers"
     yield Text(f"{slope}.")
     found = first_nonfinite(recording, signal)
     if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -36,6 +37,15 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
+def per_layer(value: float) -> str:
+    """A slope with its unit, wherever one is told.
+
+    >>> per_layer(-0.4186), per_layer(float("nan"))
+    ('−0.419 decades per layer', 'no slope')
+    """
+    return f"{signed(value)} decades per layer" if math.isfinite(value) else "no slope"
+
+
 def number(log10: float) -> str:
     """A positive number given by its log10, in two digits.
 
@@ -52,18 +62,41 @@ def number(log10: float) -> str:
     return f"{mantissa:.1f}×10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def profile_sentence(lines: tuple[Line, ...], *, judged: bool = False) -> str:
-    """The findings on a profile, or its slope; `judged` says that findings were looked for."""
-    last = lines[-1].profile
+def profile_sentence(lines: tuple[Line, ...], *, judged: bool = False, others: tuple[str, ...] = ()) -> str:
+    """The findings on a profile, or its slope, and where nothing is left of the signal.
+
+    Args:
+        lines: of the profile.
+        judged: findings were looked for.
+        others: the rules of findings that are not about this signal.
+    """
     found = [verdict for line in lines for verdict in line.verdicts]
-    if found:
-        return verdict_sentence(tuple(found))
+    said = verdict_sentence(tuple(found)) if found else _slope_sentence(lines, judged, others)
+    also = [f"Also found, not on this picture: {', '.join(others)}."] if others and not found else []
+    return " ".join([said, *_lost(lines[-1]), *also])
+
+
+def _slope_sentence(lines: tuple[Line, ...], judged: bool, others: tuple[str, ...]) -> str:
+    last = lines[-1].profile
     layers = int(last.layers.sum())
     if last.signal not in FLOWING:
         return f"Over {layers} layers; a parameter's depth is that of its module."
-    slope = f"{signed(last.decades_per_layer)} decades per layer over {layers} layers"
+    slope = f"{per_layer(last.decades_per_layer)} over {layers} layers"
     when = "" if len(lines) == 1 else f" at step {last.step}"
-    return f"{'No fault found here: ' if judged else ''}{slope}{when}."
+    if not judged or others:
+        return f"{slope[0].upper()}{slope[1:]}{when}."
+    return f"No fault found here: {slope}{when}."
+
+
+def _lost(line: Line) -> Iterator[str]:
+    """How many sites have no place on an axis of decades, and why."""
+    sites = len(line.profile.sites)
+    if line.silent:
+        yield f"No gradient comes to {len(line.silent)} of {sites + len(line.silent)} sites."
+    if line.zero:
+        yield f"Exactly 0 at {len(line.zero)} of {sites} sites."
+    if line.nonfinite:
+        yield f"Nothing is finite at {len(line.nonfinite)} of {sites} sites."
 
 
 def verdict_sentence(found: tuple[Verdict, ...]) -> str:
@@ -76,6 +109,7 @@ def verdict_sentence(found: tuple[Verdict, ...]) -> str:
 def map_sentence(shown: StepMap) -> str:
     """The findings, and where the first NaN or infinity is, else how far the rms ranges."""
     said = f"{verdict_sentence(shown.verdicts)} " if shown.verdicts else ""
+    said += "".join(f"At step {one.steps[0]}: {one.rule}. " for one in shown.moments[:_MOST_VERDICTS])
     if not any(one.finding.rule in ("non-finite", "dtype-overflow") for one in shown.verdicts):
         said += _extent(shown)
     return said.strip()

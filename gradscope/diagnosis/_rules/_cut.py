@@ -177,7 +177,7 @@ def _stopped(evidence: Evidence) -> Iterator[Finding]:
         ended,
         "error",
         f"Up to step {since - 1} a gradient came to {listed(names(ended))}, and none has since: something behind "
-        f"{first.module!r} is detached from then on, or multiplies by zero.",
+        f"{owner(first)!r} is detached from then on, or multiplies by zero.",
         f"look for what changes at step {since}: a detach, a no_grad, a mask, a branch of the loss",
         f"detached from step {since} on",
         frontier=first,
@@ -208,8 +208,8 @@ def _zero(evidence: Evidence, zero: list[Site]) -> Iterator[Finding]:
         weights,
         "error",
         f"The gradient of {listed(names(weights))} is exactly zero in each of {len(evidence.at)} recorded steps: "
-        f"something behind {first.module!r} has no slope, or multiplies by zero.",
-        f"look at what follows {first.module!r}: a mask of zeros, round, argmax, sign, a clamp that is always active, "
+        f"something behind {owner(first)!r} has no slope, or multiplies by zero.",
+        f"look at what follows {owner(first)!r}: a mask of zeros, round, argmax, sign, a clamp that is always active, "
         "dead units, a weight of zero",
         "zero",
         frontier=first,

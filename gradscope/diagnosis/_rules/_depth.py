@@ -174,11 +174,10 @@ def _finding(
     frontier, sick = found.frontier(steps)
     kind = f"{'vanishing' if found.lost else 'exploding'}-{word}"
     sign = "−" if found.lost else "+"
-    by = "" if found.layers < 2 else f", {sign}{decades / max(found.layers - 1, 1):.2f} decades per layer"
     first = f" from {frontier.name!r} on" if frontier is not None else ""
     amount = f"10^{sign}{decades:.1f}"
     when = "" if since is None else f" This began at step {evidence.step(since)}."
-    consequence = f"Over {found.layers} layers {amount} {left}{by}." if found.layers > 1 else f"{amount} {left}."
+    consequence = f"Over {found.layers} layers {amount} {left}." if found.layers > 1 else f"{amount} {left}."
     causes = causes_of_depth(evidence, found, sick, since)
     severity = worse(decades, max(evidence.limits.error_decades, limit))
     if found.signal == "activation_grad" and found.lost and evened_out(evidence):

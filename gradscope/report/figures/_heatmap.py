@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import matplotlib
@@ -13,6 +12,7 @@ from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gradscope.diagnosis import Findings
@@ -21,6 +21,7 @@ from gradscope.report._run_curves import StepMap, step_map
 from gradscope.report._style import INK, SOFT, VERMILION, new_figure, styled
 from gradscope.report._words import NAMES, map_sentence, sampled, small_print
 from gradscope.report.figures._axes import log_ticks, top_note
+from gradscope.report.figures._text import LINE, wrapped
 
 _NOTHING, _ZERO = "#e6e6e6", "#000000"
 _HATCH = "//////"
@@ -47,11 +48,14 @@ def depth_step_heatmap(
     longest = max(len(_short(s.name)) for s in shown.sites) if named else 4
     left = 0.55 + 0.075 * longest
     figure = new_figure(9.6, height)
+    sentence = wrapped(figure, map_sentence(shown), 9.2)
+    head = 0.98 + LINE * (sentence.count("\n") + 1)
     figure.text(0.2 / 9.6, 1 - 0.38 / height, f"{NAMES[signal]} over the run", fontsize=14, fontweight="bold")
-    sentence = textwrap.fill(map_sentence(shown), 138)
     figure.text(0.2 / 9.6, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms", shown.drawn))
-    bottom, up = 0.95, height - 0.95 - 1.15
+    entries = _entries(shown)
+    bottom = 0.95 if entries else 0.6
+    up = height - bottom - head
     axes = figure.add_axes((left / 9.6, bottom / height, (8.55 - left) / 9.6, up / height))
     norm = _norm(shown)
     axes.pcolorfast(_edges(shown.steps), np.arange(len(shown.sites) + 1) - 0.5, _colours(shown, norm))
@@ -60,7 +64,10 @@ def depth_step_heatmap(
     _marks(axes, shown)
     bar = figure.add_axes((8.68 / 9.6, bottom / height, 0.14 / 9.6, up / height))
     _colour_bar(bar, norm, f"rms{sampled(recording, 'rms')}".replace(" ", "\n"))
-    _legend(figure, shown, left / 9.6)
+    if entries:
+        handles, labels = zip(*entries, strict=True)
+        anchor = (left / 9.6 - 0.01, 0.0)
+        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=anchor, ncols=4, labelcolor=INK)
     return figure
 
 
@@ -117,6 +124,7 @@ def _runs(sick: NDArray[np.bool_]) -> set[tuple[int, int]]:
 
 def _ticks(axes: Axes, shown: StepMap, named: bool) -> None:
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # there is no step 2.5
     rows = len(shown.sites)
     if named:
         axes.set_yticks(range(rows), [_short(s.name) for s in shown.sites], fontsize=7.5 if rows > 24 else 8.5)
@@ -136,6 +144,8 @@ def _marks(axes: Axes, shown: StepMap) -> None:
         steps = shown.steps[mask]
         if len(steps):
             axes.plot(steps, np.full(len(steps), above), marker, color=colour, markersize=4, clip_on=False, label=label)
+    for moment in shown.moments:
+        axes.plot([moment.steps[0]], [above], "v", color=VERMILION, markersize=7, clip_on=False, label=moment.rule)
     for one in shown.verdicts:
         at = int(np.searchsorted(shown.steps, one.since or 0))
         step, row = shown.steps[min(at, len(shown.steps) - 1)], shown.sites.index(one.site)
@@ -156,7 +166,8 @@ def _colour_bar(bar: Axes, norm: Normalize, title: str) -> None:
     bar.set_title(title, fontsize=9, loc="left", pad=5)
 
 
-def _legend(figure: Figure, shown: StepMap, left: float) -> None:
+def _entries(shown: StepMap) -> list[tuple[Patch | Line2D, str]]:
+    """What the legend explains."""
     entries: list[tuple[Patch | Line2D, str]] = []
     if shown.nonfinite.any():
         entries.append(
@@ -168,12 +179,13 @@ def _legend(figure: Figure, shown: StepMap, left: float) -> None:
     if shown.zero.any():
         entries.append((Patch(facecolor=_ZERO), "every entry is exactly 0"))
     if (np.isnan(shown.log10_rms) & ~shown.nonfinite & ~shown.zero).any():
-        entries.append((Patch(facecolor=_NOTHING), "no data"))
+        nothing = "no gradient" if shown.signal in ("activation_grad", "weight_grad") else "no data"
+        entries.append((Patch(facecolor=_NOTHING), nothing))
     if shown.verdicts:
         cross: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 8, "markeredgecolor": "white"}
         entries.append((Line2D([], [], color=VERMILION, **cross), "first sick site, where it begins"))
+    for rule in dict.fromkeys(one.rule for one in shown.moments):
+        entries.append((Line2D([], [], color=VERMILION, linestyle="none", marker="v", markersize=7), rule))
     if shown.skipped.any():
         entries.append((Line2D([], [], color=SOFT, linestyle="none", marker="v", markersize=5), "step skipped"))
-    if entries:
-        handles, labels = zip(*entries, strict=True)
-        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(left - 0.01, 0.0), ncols=4, labelcolor=INK)
+    return entries

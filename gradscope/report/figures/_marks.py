@@ -27,9 +27,10 @@ def mark_verdicts(axes: Axes, lines: Sequence[Line]) -> None:
     style: dict[str, Any] = {"markersize": 9, "markeredgecolor": "white", "clip_on": False, "zorder": 4}
     places = []
     for line, one in marks:
-        at, values = line.profile.sites.index(one.site), log10(line.profile.values)
-        height = float(values[at]) if np.isfinite(values[at]) else low  # an exact 0 or nothing finite: at the floor
-        places.append((float(line.profile.depth[at]), min(height, high)))
+        values = dict(zip(line.profile.sites, log10(line.profile.values).tolist(), strict=True))
+        height = values.get(one.site, np.nan)
+        height = high if one.site in line.nonfinite else height if np.isfinite(height) else low  # 0, or no gradient
+        places.append((float(one.site.depth), min(height, high)))
         x, y = places[-1]
         axes.plot([x], [y], "X", color=INK, label=f"first sick site: {one.label}", **style)
     for (_, one), place in zip(marks, places, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,10 +14,12 @@ from gradscope.recording import Recording, Signal, Site
 from gradscope.report._expected_curve import ExpectedCurve, expected_curve
 from gradscope.report._run_curves import FLOWING, Line, log10, three_lines
 from gradscope.report._style import HEALTHY, INK, SOFT, new_figure, styled
-from gradscope.report._verdicts import DEPTH_RULES
-from gradscope.report._words import NAMES, profile_sentence, sampled, signed, small_print
+from gradscope.report._verdicts import DEPTH_RULES, elsewhere
+from gradscope.report._words import NAMES, per_layer, profile_sentence, sampled, small_print
 from gradscope.report.figures._axes import decade_axis, depth_axis, span, top_note
+from gradscope.report.figures._lost import lost_entries, mark_lost
 from gradscope.report.figures._marks import mark_verdicts
+from gradscope.report.figures._text import LINE, wrapped
 
 _SHADES = {
     "forward": {"first": "#7fb5d8", "middle": "#2f86bd", "last": "#003f63", "only": "#003f63"},
@@ -52,22 +52,25 @@ def profile(
     theory = None if expected is None else expected_curve(expected, lines[0])
     names = _names(lines[-1])
     above = 0.15 + 0.05 * max(map(len, (s.name for s in names)), default=0) if names else 0.0
-    sentence = textwrap.fill(profile_sentence(lines, judged=findings is not None), 128)
-    head = 0.72 + 0.17 * (sentence.count("\n") + 1)
-    foot = 1.0 if theory is None else 1.2
+    others = elsewhere(findings, recording, signal)
+    figure = new_figure(9.6, 6.0)
+    sentence = wrapped(figure, profile_sentence(lines, judged=findings is not None, others=others), 8.65)
+    head = 0.72 + LINE * (sentence.count("\n") + 1)
+    band = _band(lines)
+    entries = _entries(lines, bool(np.isfinite(band[0])), theory)
+    foot = 0.6 + 0.2 * -(-len(entries) // 3)
     height = foot + 3.5 + above + head
-    figure = new_figure(9.6, height)
+    figure.set_size_inches(9.6, height)
     figure.text(0.075, 1 - 0.38 / height, f"{NAMES[signal]} against depth", fontsize=14, fontweight="bold")
     figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms"))
     axes = figure.add_axes((0.075, foot / height, 0.885, 3.5 / height))
-    band = _band(lines)
     everything = [*(log10(line.profile.values[_drawn(line)]) for line in lines), np.array(band)]
     if theory is not None:
         everything += [theory.log10_rms, theory.low, theory.high]
     low, high = span(*everything)
     decade_axis(axes, low, high)
-    depths = np.concatenate([line.profile.depth for line in lines])
+    depths = np.array([0 if s.role == "input" else s.depth for s in _shown(recording, lines)])
     direction = lines[-1].profile.direction
     depth_axis(axes, depths, _FLOWS[direction] if signal in FLOWING else "depth, in order of execution")
     axes.set_ylabel(f"rms{sampled(recording, 'rms')}")
@@ -77,11 +80,21 @@ def profile(
         _theory(axes, theory)
     for line in lines:
         _draw(axes, line)
+    mark_lost(axes, lines[-1])
     mark_verdicts(axes, lines)
     if names:
         _name_axis(axes, names)
-    _legend(figure, lines, bool(np.isfinite(band[0])), theory)
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.4)
     return figure
+
+
+def _shown(recording: Recording, lines: tuple[Line, ...]) -> list[Site]:
+    """What the axis of depth spans: of a gradient also the sites to which none came."""
+    of: dict[Signal, Signal] = {"activation_grad": "activation", "weight_grad": "weight"}
+    signal = lines[-1].profile.signal
+    there = [site for line in lines for site in (*line.profile.sites, *line.silent)]
+    return [*there, *(s for s in recording.sites_of(of.get(signal, signal)) if s.role != "input")]
 
 
 def _band(lines: tuple[Line, ...]) -> tuple[float, float]:
@@ -106,7 +119,7 @@ def _theory(axes: Axes, theory: ExpectedCurve) -> None:
 
 def _drawn(line: Line) -> NDArray[np.bool_]:
     """Which sites of a line are drawn: the layers and the first sick sites, at the last step all."""
-    if line.when in ("last", "only"):
+    if line.is_last:
         return np.ones(len(line.profile.sites), dtype=bool)
     marked = {one.site for one in line.verdicts}
     sick = np.array([site in marked for site in line.profile.sites], dtype=bool)
@@ -118,7 +131,7 @@ def _draw(axes: Axes, line: Line) -> None:
     colour = _SHADES[p.direction][when]
     y = log10(p.values)
     layers = p.layers
-    if when in ("last", "only"):
+    if line.is_last:
         axes.plot(p.depth[~layers], y[~layers], ".", color=colour, markersize=4, label="other sites")
     axes.plot(
         p.depth[layers],
@@ -137,6 +150,7 @@ def _draw(axes: Axes, line: Line) -> None:
 def _names(line: Line) -> list[Site]:
     """The sites whose names fit above the axes: the layers, if they are few and their names short; else none."""
     layers = [s for s, layer in zip(line.profile.sites, line.profile.layers, strict=True) if layer]
+    layers += [s for s in line.silent if (len(s.shape) >= 2 if s.param is not None else s.role == "pre-activation")]
     fits = len(layers) <= _MOST_NAMES and all(len(s.name) <= _LONGEST_NAME for s in layers)
     apart = len({s.depth for s in layers}) == len(layers)
     return layers if fits and apart else []
@@ -149,29 +163,30 @@ def _name_axis(axes: Axes, sites: list[Site]) -> None:
     above.spines["top"].set_visible(False)
 
 
-def _legend(figure: Figure, lines: tuple[Line, ...], band: bool, theory: ExpectedCurve | None) -> None:
-    handles: list[Line2D | Patch] = []
-    labels: list[str] = []
+def _entries(lines: tuple[Line, ...], band: bool, theory: ExpectedCurve | None) -> list[tuple[Line2D | Patch, str]]:
+    """What the legend explains, in order."""
+    found: list[tuple[Line2D | Patch, str]] = []
     for line in lines:
         p, when = line.profile, line.when
         style = {"color": _SHADES[p.direction][when], "linestyle": _DASHES[when], "marker": _MARKERS[when]}
-        handles.append(Line2D([], [], linewidth=1.9, markersize=4.5, markerfacecolor="white", **style))  # type: ignore[arg-type]
-        labels.append(f"{when} step, {p.step}:  {signed(p.decades_per_layer)} decades per layer")
+        handle = Line2D([], [], linewidth=1.9, markersize=4.5, markerfacecolor="white", **style)  # type: ignore[arg-type]
+        name = f"step {p.step}" if when == "only" else f"{when} step, {p.step}"
+        found.append((handle, f"{name}:  {per_layer(p.decades_per_layer)}"))
+    last = "" if len(lines) == 1 else " of the last step"
     if band:
-        handles.append(Patch(facecolor=HEALTHY))
-        labels.append("healthy band of the last step")
+        found.append((Patch(facecolor=HEALTHY), f"healthy band{last}"))
     if theory is not None:
         scale = ", scaled to the last layer" if theory.scaled else ""
-        handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=_THEORY))
-        labels.append(f"theory{scale}:  {signed(theory.decades_per_layer)} decades per layer")
+        dashed = Line2D([], [], color=INK, linewidth=1.3, linestyle=_THEORY)
+        found.append((dashed, f"theory{scale}:  {per_layer(theory.decades_per_layer)}"))
         if np.isfinite(theory.low).any():
-            handles.append(Patch(facecolor=_BAND))
-            labels.append("95 % of plain chains of these widths, by theory")
+            found.append((Patch(facecolor=_BAND), "95 % of plain chains of these widths, by theory"))
     if not lines[-1].profile.layers.all():
         colour = _SHADES[lines[-1].profile.direction]["last"]
-        handles.append(Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6))
-        labels.append("other sites, last step")
+        dot = Line2D([], [], color=colour, linestyle="none", marker=".", markersize=6)
+        found.append((dot, f"other sites{last}"))
+    found += lost_entries(lines[-1])
     if any(line.verdicts for line in lines):
-        handles.append(Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white"))
-        labels.append("first sick site")
-    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.065, 0.0), ncols=3, columnspacing=1.4)
+        cross = Line2D([], [], color=INK, linestyle="none", marker="X", markersize=8, markeredgecolor="white")
+        found.append((cross, "first sick site"))
+    return found

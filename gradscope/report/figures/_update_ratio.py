@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,10 +14,12 @@ from gradscope.report._run_curves import UpdateRatio, log10, update_ratio
 from gradscope.report._style import SOFT, new_figure, styled
 from gradscope.report._words import sampled, small_print, update_sentence
 from gradscope.report.figures._axes import decade_axis, span, top_note
+from gradscope.report.figures._text import LINE, wrapped
 
 RULE_OF_THUMB = -3.0
 """log10 of the ratio that practitioners often aim at; a mark for the eye, not a limit."""
 _MAP = "viridis"
+_MOST_STILL = 6
 _TOP = 0.88  # viridis' last tenth is too pale for a line on white
 
 
@@ -28,18 +28,21 @@ def update_to_weight(recording: Recording, shown: UpdateRatio | None = None) -> 
     """rms(update) / rms(weight) over steps, one line a weight of two or more dimensions, coloured by depth.
 
     y is log10 of the ratio, so that a weight that does not change has no line. The fastest and the slowest weight
-    are named at their line's end and drawn heavier. Of a long run 1,000 steps are drawn, and those that were skipped or
-    not finite; small print says so. `shown` is what `update_ratio` gave, where that is known already.
+    are named at their line's end and drawn heavier, and those that do not change below them. Of a long run 1,000
+    steps are drawn, and those that were skipped or not finite; small print says so. `shown` is what `update_ratio`
+    gave, where that is known already.
     """
     shown = shown or update_ratio(recording)
-    if not shown.extremes:
+    if not shown.known:
         raise ValueError("signal='update' has no data in this recording: no optimizer step was observed")
     height = 5.4
     figure = new_figure(9.6, height)
     figure.text(0.075, 1 - 0.38 / height, "How fast each layer learns", fontsize=14, fontweight="bold")
-    figure.text(0.075, 1 - 0.58 / height, textwrap.fill(update_sentence(shown), 122), va="top", linespacing=1.3)
+    sentence = wrapped(figure, update_sentence(shown), 8.65)
+    head = 1.03 + LINE * (sentence.count("\n") + 1)
+    figure.text(0.075, 1 - 0.58 / height, sentence, va="top", linespacing=1.3)
     top_note(figure, small_print(recording, "rms", shown.drawn))
-    axes = figure.add_axes((0.075, 0.62 / height, 0.70, (height - 0.62 - 1.2) / height))
+    axes = figure.add_axes((0.075, 0.62 / height, 0.70, (height - 0.62 - head) / height))
     low, high = span(log10(shown.ratio), [RULE_OF_THUMB], least=2)
     decade_axis(axes, low, high)
     axes.set_ylabel(f"rms of the update / rms of the weight{sampled(recording, 'rms')}")
@@ -51,7 +54,7 @@ def update_to_weight(recording: Recording, shown: UpdateRatio | None = None) -> 
     figure.text(0.775, 0.14 / height, "dotted: 10⁻³, a common rule of thumb", ha="right", color=SOFT, fontsize=8.5)
     _lines(axes, shown)
     _name_extremes(axes, shown)
-    _depth_bar(figure.add_axes((0.94, 0.62 / height, 0.014, (height - 0.62 - 1.2) / height)), shown)
+    _depth_bar(figure.add_axes((0.94, 0.62 / height, 0.014, (height - 0.62 - head) / height)), shown)
     return figure
 
 
@@ -77,21 +80,35 @@ def _lines(axes: Axes, shown: UpdateRatio) -> None:
 
 
 def _name_extremes(axes: Axes, shown: UpdateRatio) -> None:
-    columns, median = shown.extremes, shown.median
+    """At the right: the fastest and the slowest weight, and at the floor those that do not change."""
     low, high = axes.get_ylim()
-    apart = 0.15 * (high - low)  # three lines of text
-    ends = [column[np.isfinite(column)] for column in log10(shown.ratio[:, columns]).T]
-    heights = [float(end[-1]) if end.size else low + apart / 2 for end in ends]
-    if len(heights) == 2 and abs(heights[0] - heights[1]) < apart:
-        middle, sign = sum(heights) / 2, 1 if heights[0] >= heights[1] else -1
-        heights = [middle + sign * apart / 2, middle - sign * apart / 2]
-    words = ("fastest\n", "slowest\n") if len(columns) == 2 else ("",)
-    for height, column, word in zip(heights, columns, words, strict=True):
-        site = shown.sites[column]
-        name = site.name if len(site.name) <= 20 else "…" + site.name[-19:]
-        still = ", unchanged" if median[column] == 0 else ""
-        text = f"{word}{name}\ndepth {site.depth}{still}"
+    line = 0.05 * (high - low)
+    words = ("fastest\n", "slowest\n") if len(shown.extremes) == 2 else ("",) * len(shown.extremes)
+    blocks = []
+    for column, word in zip(shown.extremes, words, strict=True):
+        end = log10(shown.ratio[:, column])
+        depth = shown.sites[column].depth
+        blocks.append((float(end[np.isfinite(end)][-1]), f"{word}{_short(shown.sites[column].name)}\ndepth {depth}"))
+    if shown.still:
+        blocks.append((low, _unchanged(shown)))
+    blocks.sort(key=lambda block: block[0])
+    floor = low
+    for height, text in blocks:  # from below, none on another
+        half = line * (text.count("\n") + 1) / 2
+        height = max(height, floor + half)
+        floor = height + half
         axes.text(1.012, height, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
+
+
+def _unchanged(shown: UpdateRatio) -> str:
+    sites = [shown.sites[i] for i in shown.still]
+    names = [_short(site.name) for site in sites[:_MOST_STILL]]
+    more = [f"and {len(sites) - _MOST_STILL} more"] if len(sites) > _MOST_STILL else []
+    return "\n".join([f"{len(sites)} unchanged" if len(sites) > 1 else "unchanged", *names, *more])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else "…" + name[-19:]
 
 
 def _depth_bar(bar: Axes, shown: UpdateRatio) -> None:

@@ -27,7 +27,7 @@ PROMISED_EACH = "‖gradient‖·‖update‖ of a step over the first loss"
 _PROMISED_AT_LEAST = 0.03
 """Of the loss, by all steps together: less than a third of the least decrease that counts as learning."""
 
-_PROMISED_AT_MOST, _PROMISED_OFTEN, _COUNTED_AT_MOST = 0.7, 0.3, 3.0
+_PROMISED_AT_MOST, _PROMISED_OFTEN, _COUNTED_AT_MOST = 0.75, 0.3, 3.0
 """Of the first loss, by one step, in the mean, and where next to nothing of it is kept; a single one counts no more
 than the last, as it may be a spike."""
 

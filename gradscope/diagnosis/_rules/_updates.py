@@ -25,7 +25,7 @@ _ROUNDED_AWAY = 0.8
 @rule(
     "update-too-large",
     limit="relative update times number of layers beyond 1: (1 + r)^L leaves the region in which the gradient tells "
-    "what a step does; and the loss does not fall, or rises; or steps that to first order each take away seven tenths "
+    "what a step does; and the loss does not fall, or rises; or steps that to first order each take three quarters "
     "of the loss (three, where less than 0.8 % of that comes true), and a fifth of it or more is left",
     reference="LeCun et al. (1998), section 4.7",
     needs=("update", "weight"),

@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.diagnosis._evidence import START, Evidence, median
 from gradscope.diagnosis._passage import Passage
 from gradscope.diagnosis._start import Start, starts
-from gradscope.diagnosis._words import count, factor
+from gradscope.diagnosis._words import INITIALIZE, count, factor
 from gradscope.recording import Site
 
 _SMALL_SLOPES = {"sigmoid": 0.25, "hardsigmoid": 1 / 6, "logsigmoid": 1.0}
@@ -44,12 +44,12 @@ def causes_of_depth(evidence: Evidence, found: Passage, sick: Sequence[Site], si
     return tuple(sorted(causes, key=lambda cause: -cause.decades))
 
 
-def remedy_of(causes: Sequence[Cause], found: Passage) -> str:
+def remedy_of(causes: Sequence[Cause]) -> str:
     """That of the likeliest cause."""
     for cause in causes:
         if cause.remedy:
             return cause.remedy
-    return "gradscope.init.initialize(model, inputs=batch)" if found.lost else "gradscope.init.initialize(model)"
+    return INITIALIZE
 
 
 def _of_start(evidence: Evidence, found: Passage) -> Iterator[Cause]:
@@ -73,7 +73,7 @@ def _of_start(evidence: Evidence, found: Passage) -> Iterator[Cause]:
             f"{count(len(default), 'layer')} of {len(hidden)} have torch's default weights, of variance 1/(3·fan_in): "
             f"before {', '.join(kinds)} theory expects them to lose {decades:.1f} decades",
             decades,
-            "gradscope.init.initialize(model)",
+            INITIALIZE,
         )
     others = [row for row in hidden if row not in default and share(row) > 0.05]
     sloped = [row for row in small if share(row) > 0.05]
@@ -98,7 +98,7 @@ def _of_start(evidence: Evidence, found: Passage) -> Iterator[Cause]:
             f"{'divides' if found.lost else 'multiplies'} the rms by about {factor(typical)}, {decades:.1f} decades in "
             "all by theory",
             decades,
-            "gradscope.init.initialize(model)",
+            INITIALIZE,
         )
 
 

@@ -9,6 +9,9 @@ from gradscope.recording import Site
 
 INF_SHOWN = 1e4
 
+INITIALIZE = "gradscope.init.initialize(model, inputs=batch)"
+"""With a batch, since without one functions (F.relu) and modules that are shared are not seen."""
+
 
 def names(sites: Sequence[Site]) -> tuple[str, ...]:
     """Of sites."""

@@ -47,6 +47,23 @@ def followers_by_definition(model: nn.Module) -> dict[str, Follower]:
     return {name: Follower(activation) for name, activation in (following | known).items()}
 
 
+def functions_suspected(model: nn.Module) -> int:
+    """How many layers have no activation module behind them, in a model that must call its activations as functions.
+
+    0 where the model has more than one layer that an activation module follows, where its layers stand in
+    `Sequential`s, which call nothing else, and where it has attention, whose projections nothing follows.
+    """
+    modules = dict(model.named_modules())
+    if any(isinstance(m, nn.MultiheadAttention) or "attention" in type(m).__name__.lower() for m in modules.values()):
+        return 0
+    found = list(followers_by_definition(model).items())
+    if sum(follower.activation is not None for _, follower in found) > 1:
+        return 0
+    plain = [name for name, follower in found if follower.activation is None]
+    free = [name for name in plain if not isinstance(modules.get(name.rpartition(".")[0]), nn.Sequential)]
+    return len(free) if len(free) > 2 else 0
+
+
 def _feed_forward_activation(module: nn.Module) -> str | None:
     function = module.activation
     if isinstance(function, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -12,11 +13,13 @@ from torch.nn.parameter import is_lazy
 from gradscope import activations
 from gradscope.init._auto import chosen
 from gradscope.init._choice import AUTO, SchemeLike
+from gradscope.init._definition import functions_suspected
 from gradscope.init._following import following
 from gradscope.init._model_schemes import ModelScheme, Setting, model_scheme
 from gradscope.init._plan import InitPlan, PlanRow
 from gradscope.init._steps import Step
 from gradscope.init._variance_scaling import ready
+from gradscope.recording import GradScopeWarning
 
 Schemes = SchemeLike | ModelScheme | Mapping[str, SchemeLike]
 
@@ -79,7 +82,8 @@ def initialize(
             runs once, in its present mode, and the activation that follows each layer is the first that its
             output meets, module or function, through norms, dropout, pooling, reshaping and residual sums;
             buffers and random state are as before afterwards. Without it the activation is the next one in
-            the order of definition: functional ones cannot be seen then.
+            the order of definition: functional ones cannot be seen then, and a `GradScopeWarning` says so where
+            the model seems to have them.
             With `"auto"` the model runs a second time, and theory tells how far signal and gradient will stray
             over the layers: where what `propagate` does (it scales weights and residual branches, the norms at
             their ends too, and draws some biases) is worth a tenth of a decade or more, it is done, and the
@@ -100,6 +104,15 @@ def initialize(
     """
     setting = setting_of(model, activation, inputs)
     steps, source = _chosen(setting, scheme)
+    unasked = inputs is None and activation is None and scheme == AUTO
+    if unasked and (unseen := functions_suspected(model)):
+        warnings.warn(
+            f"initialize: {unseen} layers have no activation module behind them and count as linear; functions such as "
+            "F.relu, and modules that are used more than once, are only seen with inputs=batch (or name what follows: "
+            "activation='relu')",
+            GradScopeWarning,
+            stacklevel=2,
+        )
     for step in steps:
         _check_device(step, generator)
     rows: Sequence[PlanRow] = [row for step in steps for row in step.carry_out(generator)]

@@ -11,7 +11,7 @@ from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._first_loss import kinds_of
 from gradscope.diagnosis._learning import learns
 from gradscope.diagnosis._registry import rule
-from gradscope.diagnosis._words import count, listed, names, width
+from gradscope.diagnosis._words import INITIALIZE, count, listed, names, width
 from gradscope.recording import Site
 
 
@@ -44,7 +44,7 @@ def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
         f"The weights of {count(len(where), 'layer')} {how}, first of {where[0].name!r}: every unit computes the same "
         "and gets the same gradient. Such a layer stays one unit, however wide it is."
         + ("" if when is None else f" This began by step {when}."),
-        "gradscope.init.initialize(model)",
+        INITIALIZE,
         "Goodfellow et al. (2016), section 8.4",
         direction="both",
         sites=names(where),
@@ -136,7 +136,7 @@ def collapsed_batch(evidence: Evidence) -> Iterator[Finding]:
         "error" if at_once else "warning",
         f"From {kept[0].name!r} on the outputs are nearly the same for every input: they differ by {value:.1e} of "
         f"their mean square, the inputs by {first:.2g}. What the samples have of their own is lost there.{step}",
-        "gradscope.init.initialize(model), with biases at zero; a norm layer or residual branches keep samples apart"
+        f"{INITIALIZE}, with biases at zero; a norm layer or residual branches keep samples apart"
         if when is None
         else "lower the learning rate: the layers have died or saturated",
         "Schoenholz et al. (2017)",

@@ -187,7 +187,7 @@ def _finding(
         kind,
         severity,
         f"The {word} {moves}{first}. {consequence}{when}",
-        remedy_of(causes, found),
+        remedy_of(causes),
         "Glorot & Bengio (2010); He et al. (2015)",
         direction="backward" if found.signal == "activation_grad" else "forward",
         sites=names(sick),

@@ -11,7 +11,7 @@ from gradscope.diagnosis._finding import Finding, Severity
 from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._start import Start, starts
 from gradscope.diagnosis._tables import multiplied_tables, tiny_tables
-from gradscope.diagnosis._words import count, factor, names
+from gradscope.diagnosis._words import INITIALIZE, count, factor, names
 
 
 @rule(
@@ -151,7 +151,7 @@ def _finding(
         name,
         severity,
         said,
-        "gradscope.init.initialize(model)",
+        INITIALIZE,
         reference,
         direction="forward",
         sites=names(sites),

@@ -11,6 +11,7 @@ from gradscope.diagnosis._evidence import Evidence
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._folding import UNIT_OF_THE_LOSS
 from gradscope.diagnosis._registry import no_step, rule
+from gradscope.diagnosis._words import INITIALIZE
 from gradscope.recording import Signal, Site
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
@@ -82,7 +83,7 @@ def dtype_overflow(evidence: Evidence) -> Iterator[Finding]:
         f"computed from reached {largest:.3g}.",
         "use bfloat16, which has float32's range, or keep this layer in float32"
         if site.dtype != "bfloat16"
-        else "make the weights before it smaller, gradscope.init.initialize(model), or put a norm layer before it",
+        else f"make the weights before it smaller, {INITIALIZE}, or put a norm layer before it",
         "Micikevicius et al. (2018)",
         direction="forward" if site.signal == "activation" else "backward",
         sites=(site.name,),

@@ -11,7 +11,7 @@ from gradscope.diagnosis._evidence import Evidence, Floats, median
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import learning, learns
 from gradscope.diagnosis._registry import lasting, rule
-from gradscope.diagnosis._words import factor, listed, names
+from gradscope.diagnosis._words import INITIALIZE, factor, listed, names
 from gradscope.recording import Site
 
 _WARM = 3
@@ -62,8 +62,8 @@ def uneven_learning(evidence: Evidence) -> Iterator[Finding]:
         f"A step changes {sites[0].name!r} by {10 ** level[fast]:.1e} of its size and {sites[1].name!r} by "
         f"{10 ** level[slow]:.1e}: {factor(10**spread)} times less. With one learning rate the slow layers stay as "
         "they were.",
-        "give every layer weights of the scale its fan asks for, gradscope.init.initialize(model), or its own learning "
-        "rate (param_groups); Adam evens out what comes from the gradient alone",
+        f"give every layer weights of the scale its fan asks for, {INITIALIZE}, or its own learning rate "
+        "(param_groups); Adam evens out what comes from the gradient alone",
         "Bengio (2012)",
         direction="backward",
         sites=names([chosen, *(s for s in sites if s is not chosen)]),

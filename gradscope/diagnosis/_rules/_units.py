@@ -10,7 +10,7 @@ from gradscope.diagnosis._evidence import START, Evidence, Floats, lasting_since
 from gradscope.diagnosis._finding import Finding
 from gradscope.diagnosis._learning import thrives
 from gradscope.diagnosis._registry import rule
-from gradscope.diagnosis._words import count, names, width
+from gradscope.diagnosis._words import INITIALIZE, count, names, width
 from gradscope.recording import Site
 
 
@@ -38,7 +38,7 @@ def saturated_units(evidence: Evidence) -> Iterator[Finding]:
         "error" if worst > 0.9 else "note" if thrives(evidence) else "warning",
         f"In {count(len(found), 'layer')} of {', '.join(kinds)} up to {worst:.0%} of the entries lie where the slope "
         f"is below a hundredth of the largest, first in {sites[0].name!r}. No gradient comes through them.{step}",
-        "make what arrives smaller: normalize the inputs, and gradscope.init.initialize(model)"
+        f"make what arrives smaller: normalize the inputs, and {INITIALIZE}"
         if when is None
         else "lower the learning rate, or put a norm layer before the activation",
         "Glorot & Bengio (2010)",
@@ -106,8 +106,8 @@ def dead_units(evidence: Evidence) -> Iterator[Finding]:
         "error" if worst > 0.95 else "warning",
         f"In {count(len(found), 'layer')} up to {worst:.0%} of the units are zero for every input of {over}, first in "
         f"{frontier.name!r}. They pass no gradient on and do not learn any more.{step}",
-        "set the biases to zero and draw the weights anew, gradscope.init.initialize(model); with a lower learning "
-        "rate, or LeakyReLU, units that die come back",
+        f"set the biases to zero and draw the weights anew, {INITIALIZE}; with a lower learning rate, or LeakyReLU, "
+        "units that die come back",
         "Lu et al. (2019)",
         direction="backward",
         sites=names(dead),

@@ -484,7 +484,7 @@ def test_an_existing_path_is_replaced_only_when_asked_and_only_if_it_is_a_record
     path = tmp_path / "r"
     written(path).close()
     for make in (Recording.create, written(None).save):
-        with pytest.raises(RecordingError, match=r"r exists: choose another path, remove it, or pass overwrite=True"):
+        with pytest.raises(RecordingError, match=r"r exists: choose another path, or remove it"):
             make(path)
         assert len(Recording.load(path).steps) == 3
     Recording.create(path, overwrite=True).close()

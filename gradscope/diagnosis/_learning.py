@@ -51,7 +51,7 @@ def diverging(evidence: Evidence) -> tuple[int, str] | None:
     if last > first + 3 * abs(first):
         return int(beyond[0]), f"The loss has grown from {first:.3g} to {last:.3g}."
     if highest > first + 9 * abs(first) and last > first - 0.7 * abs(first):
-        return int(beyond[0]), f"The loss went from {first:.3g} up to {highest:.3g}, and came back to {last:.3g}."
+        return int(beyond[0]), f"The loss went from {first:.3g} up to {highest:.3g}, and is {last:.3g} at the end."
     return None
 
 

@@ -3,8 +3,8 @@
 Asking all rules takes some milliseconds. So they are asked after the first recorded steps, then ever more rarely (a
 tenth of the steps so far apart), and at once where a step looks unlike those before, which takes a comparison of a few
 numbers: an entry that is not finite, a total gradient norm a decade above or below all of the last ones, a loss that
-jumps. What is odd is looked at again soon, since a state has to last to be told, and for some steps unit moments are
-asked for, which tell whether units have died.
+jumps, a gradient that is all zero where it was not. What is odd is looked at again soon, since a state has to last to
+be told, and for some steps unit moments are asked for, which tell whether units have died.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Watch:
         self._looks = deque(_FIRST)
         self._norms: deque[float] = deque(maxlen=_LATEST)
         self._losses: deque[float] = deque(maxlen=_FEWEST + 1)
+        self._without: deque[int] = deque(maxlen=_LATEST)
         self._odd_at: int | None = None
         self._rows: Rows | None = None
 
@@ -82,10 +83,10 @@ class Watch:
         """Whether unit moments of the next step would help to say what has just happened."""
         return self._odd_at is not None and self._steps - self._odd_at < _UNITS_AFTER
 
-    def step_recorded(self, recording: Recording, step: int, notes: Mapping[str, Any]) -> None:
-        """A step was added to the recording."""
+    def step_recorded(self, recording: Recording, step: int, notes: Mapping[str, Any], without: int = 0) -> None:
+        """A step was added to the recording, in which so many gradients of parameters were all zero."""
         self._steps += 1
-        odd = self._is_unlike(notes)
+        odd = self._is_unlike(notes, without)
         if odd:
             self._odd_at = self._steps
             self._looks = deque(self._steps + further for further in _AGAIN)
@@ -128,9 +129,15 @@ class Watch:
                 if gone.told:
                     self._on_finding(replace(gone.latest, cleared=step))
 
-    def _is_unlike(self, notes: Mapping[str, Any]) -> bool:
+    def _is_unlike(self, notes: Mapping[str, Any], without: int) -> bool:
         norm, loss = notes.get("grad_norm"), notes.get("loss")
-        return "nonfinite" in notes or self._leaps(norm) | self._jumps(loss)
+        return "nonfinite" in notes or self._leaps(norm) | self._jumps(loss) | self._stops(without)
+
+    def _stops(self, without: int) -> bool:
+        """Whether more gradients are all zero than in any of the last steps."""
+        unlike = len(self._without) > 1 and without > max(self._without)
+        self._without.append(without)
+        return unlike
 
     def _leaps(self, norm: object) -> bool:
         """Whether a gradient norm is a decade outside of all the last ones."""

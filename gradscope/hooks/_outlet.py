@@ -170,7 +170,11 @@ class Outlet:
         self._watched(record)
 
     def _watched(self, record: StepRecord) -> None:
-        self._ask(lambda watch: watch.step_recorded(self._book.recording, record.step, record.notes))
+        without = 0
+        if "weight_grad" in record.moments:
+            moments = record.moments["weight_grad"][1]
+            without = int((moments.zeros == moments.count).sum())
+        self._ask(lambda watch: watch.step_recorded(self._book.recording, record.step, record.notes, without))
 
     def end(self) -> None:
         """Nothing more will be written."""

@@ -26,7 +26,9 @@ def check_free(path: Path, overwrite: bool) -> None:
     except OSError as e:
         raise RecordingError(f"recording {path} cannot be created: {e.strerror}") from e
     if size is not None and not overwrite:
-        raise RecordingError(f"{path} exists: choose another path, remove it, or pass overwrite=True where you can")
+        raise RecordingError(
+            f"{path} exists: choose another path, or remove it (Recording.save and merge replace it with overwrite=True)"
+        )
     if size:
         with opened(path) as connection:
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):

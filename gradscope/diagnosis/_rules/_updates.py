@@ -12,7 +12,7 @@ from gradscope.diagnosis._learning import diverging, learning, learns, shrinking
 from gradscope.diagnosis._outside import changed_outside, inputs_rise, undone
 from gradscope.diagnosis._promises import PROMISED_EACH, PROMISED_TOGETHER, promises_little, promises_too_much
 from gradscope.diagnosis._registry import lasting, rule
-from gradscope.diagnosis._words import listed, names
+from gradscope.diagnosis._words import count, listed, names
 
 _WARM = 3
 """The first steps of an adaptive optimizer are larger than those that follow; zero weights have no relative size."""
@@ -66,9 +66,12 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "update-too-large",
         "error" if diverged else "warning",
-        f"At step {evidence.step(first)} one step changes {site.name!r} by {value:.2g} times its size{rate}; over "
-        f"{len(kept)} layers more than {limit:.2g} is no small step any more. {said}",
-        f"lower the learning rate{target}",
+        f"At step {evidence.step(first)} one step changes {site.name!r} by {value:.2g} times its size{rate}. "
+        f"In a model of {count(len(kept), 'layer')} a small step stays below {limit:.2g} of each, "
+        f"{evidence.limits.update_total:.2g} in all. {said}",
+        f"lower the learning rate{target}, and begin with fresh weights: those that were thrown do not come back"
+        if diverged
+        else f"lower the learning rate{target}",
         "LeCun et al. (1998), section 4.7",
         direction="both",
         sites=names([site]),

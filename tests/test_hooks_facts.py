@@ -186,6 +186,8 @@ def test_the_graph_under_the_loss_down_to_the_model_s_output(
     assert told.items() <= graph[0].items()
     boundary = next(row for row in graph if row.get("inside"))
     expected_row = {"node": f"{first_inside[0]}Backward0", "site": first_inside[1], "inside": True, "output": True}
+    if first_inside[0] == "Softmax":  # over so many it goes
+        expected_row["classes"] = 3
     assert {key: value for key, value in boundary.items() if key != "under"} == expected_row
     assert "under" not in graph[0]
     assert all(0 <= row["under"] < place for place, row in enumerate(graph) if place)
@@ -227,7 +229,9 @@ def test_a_target_is_told_only_while_the_graph_has_it() -> None:
             loss.backward()
             scope.step(loss=loss)
         (row,) = [row for row in scope.recording.facts["loss_graph"] if not row.get("inside")]
-        assert row == {"node": "MseLossBackward0"} | ({"target_min": -2.0, "target_max": 5.0} if kept else {})
+        size = float(REAL.double().square().mean().sqrt())
+        told = {"target_min": -2.0, "target_max": 5.0, "target_rms": pytest.approx(size, rel=1e-12)}
+        assert row == {"node": "MseLossBackward0"} | (told if kept else {})
 
 
 def test_numbers_losses_without_a_graph_and_probe_s_own_tell_nothing() -> None:
@@ -315,3 +319,21 @@ def test_the_facts_are_in_the_file(tmp_path: Any) -> None:
     facts = Recording.load(tmp_path / "r.gscope").facts
     assert facts["loss_graph"][0] == {"node": "NllLossBackward0", "classes": 3}
     assert facts["optimizers"][0]["groups"][0]["parameters"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda y, t: F.mse_loss(y, y.flip(0)), {"both"}),
+        (lambda y, t: (y[:, :1] - t).square().mean(), {"broadcast"}),
+        (lambda y, t: (y[:, :1] - t[:, None]).square().mean(), set()),
+        (lambda y, t: F.mse_loss(y[:, 0], t), set()),
+    ],
+)
+def test_what_a_loss_compares_is_told(loss: Any, told: set[str]) -> None:
+    with GradScope(small(), every=1) as scope:
+        value = loss(scope(torch.randn(8, 4)), torch.randn(8))
+        scope.note(loss=value)
+        value.backward()
+    said = {key for row in scope.recording.facts["loss_graph"] for key in row}
+    assert said & {"both", "broadcast"} == told

@@ -29,7 +29,8 @@ class Condition:
         forward, backward: decades per layer of the activation and of its gradient, of the first step.
         lost: decades that the gradient, or the activation, has lost at most on its way, in the first step.
         frontier: where the worst finding starts; None where it has no place, or nothing was found.
-        dead: share of units that are zero for every input, of the worst layer that can have such; NaN where none can.
+        dead: share of units that are zero for every input at the end, of the worst layer that can have such; NaN where
+            none can.
         losses: of each step, as the loss function gave them; it ends early where nothing is finite any more.
     """
 
@@ -122,7 +123,7 @@ def _lost(evidence: Evidence, signal: Any) -> float:
 def _dead(evidence: Evidence) -> float:
     if not evidence.unit_at.size:
         return math.nan
-    shares: Floats = evidence.unit("dead_fraction")[-1]
+    shares: Floats = evidence.unit("silent_fraction")[-1]  # what ten batches have in common lags behind
     relus = ["relu" in site.module_type.lower() for site in evidence.sites("activation")]
     known = shares[np.array(relus, dtype=bool) & np.isfinite(shares)]
     return float(known.max()) if known.size else math.nan

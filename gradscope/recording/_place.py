@@ -27,7 +27,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise RecordingError(f"recording {path} cannot be created: {e.strerror}") from e
     if size is not None and not overwrite:
         raise RecordingError(
-            f"{path} exists: choose another path, or remove it (Recording.save and merge replace it with overwrite=True)"
+            f"{path} exists: choose another path, or remove it (Recording.save and merge replace with overwrite=True)"
         )
     if size:
         with opened(path) as connection:

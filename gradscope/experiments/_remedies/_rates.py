@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ def learning_rate(case: Case) -> Change | None:
     rates = [_number(group["lr"]) for group in optimizer.param_groups]
     if max(rates) > APART * min(rate for rate in rates if rate > 0):  # no common factor is right for them
         return None
-    factor = ranged(case, factor_to_target(case))
+    factor = ranged(case, factor_to_target(case), named=_named(case, rates[0]))
     if factor is None:
         return None
     shown = f"{rates[0] * factor:.3g}"
@@ -68,10 +69,19 @@ def learning_rate(case: Case) -> Change | None:
     return Change(code, times(factor), "optimizer", f"× {factor:.3g}")
 
 
-def ranged(case: Case, centre: float, also: Callable[[Patient], None] | None = None) -> float | None:
-    """The factor on the rate, near `centre`, with which the loss falls lowest once `also` is done; None: with none."""
+def _named(case: Case, rate: float) -> tuple[float, ...]:
+    """The factor to the rate that the finding itself names."""
+    found = re.search(r"to about (\d[\d.e+-]*)", case.finding.remedy)
+    return (float(found[1]) / rate,) if found and rate > 0 else ()
+
+
+def ranged(
+    case: Case, centre: float, also: Callable[[Patient], None] | None = None, named: tuple[float, ...] = ()
+) -> float | None:
+    """The factor on the rate, near `centre` or named, with which the loss falls lowest once `also` is done; None: with
+    none."""
     losses = {}
-    for factor in (centre * power for power in RANGE):
+    for factor in (*named, *(centre * power for power in RANGE)):
 
         def do(patient: Patient, factor: float = factor) -> None:
             if also is not None:

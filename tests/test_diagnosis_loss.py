@@ -293,3 +293,29 @@ def test_inputs_that_are_the_same_for_every_sample_are_told_where_the_loss_stays
     assert kinds(recording) == said
     if said:
         assert faults(recording)[0].sites == ("<input>",)
+
+
+class Attention(nn.Module):
+    """One head over tokens, its scores multiplied."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+        self.softmax, self.head, self.scale = nn.Softmax(-1), nn.Linear(16, 4), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None] * torch.linspace(0.5, 2.0, 8)[:, None]
+        scores = self.query(x) @ self.key(x).mT
+        return self.head((self.softmax(self.scale * scores) @ self.value(x)).mean(1))
+
+
+@pytest.mark.parametrize(("scale", "said"), [(200.0, ["saturated-units"]), (0.25, [])])
+def test_attention_that_picks_one_from_the_start_is_saturated(scale: float, said: list[str]) -> None:
+    recording = trained(Attention(scale), two_blobs(), F.cross_entropy, steps=20, lr=0.01)
+    assert kinds(recording) == said
+    if said:
+        (one,) = faults(recording)
+        shares = recording.values("activation", "rms")[-1]
+        at = [s.name for s in recording.sites_of("activation")].index("softmax")
+        assert one.value == pytest.approx(8 * shares[at] ** 2)

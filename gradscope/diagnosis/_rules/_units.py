@@ -13,17 +13,20 @@ from gradscope.diagnosis._registry import rule
 from gradscope.diagnosis._words import INITIALIZE, count, names, width
 from gradscope.recording import Site
 
+_PICKS_ONE, _FEWEST_CHOICES = 0.9, 4
+
 
 @rule(
     "saturated-units",
     limit="half of a hidden layer's entries have a slope below a hundredth of the largest: the gradient loses at least "
-    "a factor of two in mean square there, at every such layer",
+    "a factor of two in mean square there, at every such layer; a softmax within the model whose squares sum up to 0.9",
     reference="Glorot & Bengio (2010), section 3",
     needs=("activation",),
     units=True,
 )
 def saturated_units(evidence: Evidence) -> Iterator[Finding]:
-    """Logistic, tanh and other bounded units lie where their slope is gone."""
+    """Logistic, tanh and other bounded units lie where their slope is gone; a softmax within the model picks one."""
+    yield from _one_hot(evidence)
     hidden, begins = _is_hidden(evidence), _begins_saturated(evidence)
     limit = np.where(hidden, 1.0, 0.8) * evidence.limits.saturated_share  # an output that was beyond it may come back
     found, when = _sick(evidence, evidence.unit("saturated_fraction"), limit, hidden | begins)
@@ -52,6 +55,52 @@ def saturated_units(evidence: Evidence) -> Iterator[Finding]:
         limit_from="half of the entries: a factor of two in the mean square of the gradient",
         expected=0.0,
         causes=_why_saturated(evidence, sites, when),
+    )
+
+
+def _one_hot(evidence: Evidence) -> Iterator[Finding]:
+    """A softmax behind which layers come, attention's above all, that gives all its weight to one.
+
+    The slopes of a softmax sum up to Σ p(1 − p) = 1 − Σ p², and Σ p² is n times the mean square of its n entries.
+    """
+    sites = evidence.sites("activation")
+    last = max((s.depth for s in sites if s.role == "pre-activation"), default=0)
+    chosen = [
+        i
+        for i, s in enumerate(sites)
+        if s.module_type == "Softmax" and s.depth < last and len(s.shape) >= 2 and s.shape[-1] >= _FEWEST_CHOICES
+    ]
+    lasting = evidence.limits.hysteresis
+    if not chosen or not len(evidence.at):
+        return
+    picked = evidence.values("activation")[:, chosen] ** 2 * np.array([sites[i].shape[-1] for i in chosen])
+    bad = picked > _PICKS_ONE
+    found = np.flatnonzero(bad[-lasting:].all(axis=0))
+    if not found.size:
+        return
+    since = lasting_since(bad[:, found])
+    which = [sites[chosen[i]] for i in found]
+    worst = float(picked[-1][found].max())
+    when = "" if since == 0 else f" This began at step {evidence.step(since)}."
+    yield Finding(
+        "saturated-units",
+        "warning",
+        f"{which[0].name!r} is a softmax that gives nearly all its weight to one of {which[0].shape[-1]}: the sum of "
+        f"its squares is {worst:.2f} in the mean, and 1 − {worst:.2f} is what is left of its slope.{when}",
+        "divide the scores by √(width of a head), or normalize queries and keys (nn.LayerNorm, nn.RMSNorm)"
+        if since == 0
+        else "lower the learning rate, or normalize queries and keys",
+        "Vaswani et al. (2017), section 3.2.1",
+        direction="backward",
+        sites=names(which),
+        steps=() if since == 0 else (evidence.step(since),),
+        frontier=which[0],
+        value=worst,
+        unit="sum of the squares of a softmax",
+        limit=_PICKS_ONE,
+        limit_from="a tenth of the slope is left",
+        expected=1 / which[0].shape[-1],
+        causes=("the scores are too large for a softmax",) if since == 0 else ("the weights grew in training",),
     )
 
 

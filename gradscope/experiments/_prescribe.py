@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from gradscope.diagnosis import Finding, Trial, Trials, diagnose
 from gradscope.diagnosis._condition import Condition, condition_of
-from gradscope.diagnosis._verdict import has_helped, ranked
+from gradscope.diagnosis._verdict import has_helped, ranked, room
 from gradscope.experiments._patient import Batches, Course, Patient, train
 from gradscope.experiments._prescribe_arguments import Given, check
 from gradscope.experiments._probe import _gradients_set_aside
-from gradscope.experiments._remedies import REMEDIES, Case, Remedy, candidates
+from gradscope.experiments._remedies import REMEDIES, WITH_A_RATE, Case, Remedy, candidates
 from gradscope.init._untouched import untouched
 
 Optimizer = torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
@@ -47,6 +47,8 @@ def prescribe(
     registered for it, the likeliest first, are applied each to a copy of its own, which is trained on the same batches
     from the same random state. Nothing of the model, its optimizer or the random state changes: `apply(trial, model)`
     of `gradscope.experiments` does what a trial did.
+
+    The best of them that leaves the learning rate as it is is tried once more, with the rate that it asks for.
 
     A remedy has helped only if its finding is gone or clearly less, no new error came up, and the loss after the steps
     is lower by more than the noise of the steps. That none of them did is an answer too.
@@ -94,6 +96,12 @@ def prescribe(
             case = Case(patient, finding, course, data, seed)
             if (trial := _tried(remedy, case, before)) is not None:
                 trials.append(trial)
+        best = next((one for one in ranked(trials) if one.helped), None)
+        if best is not None and (rates := REMEDIES[WITH_A_RATE]).name in (REMEDIES if remedies is None else remedies):
+            case = Case(patient, next(one for one in wanted if one.rule == best.rule), course, data, seed, best)
+            further = _tried(rates, case, before)
+            if further is not None and further.helped and _is_better(further, best):
+                trials.append(further)
         if course.recording is not None:
             course.recording.close()
     return Trials(before, steps, ranked([*trials, *_advice(wanted, trials, before)]))
@@ -156,6 +164,13 @@ def _tried(remedy: Remedy, case: Case, before: Condition) -> Trial | None:
         invasive=remedy.invasive,
         change=do,
     )
+
+
+def _is_better(further: Trial, best: Trial) -> bool:
+    """Whether its loss is lower by more than what counts as equally good."""
+    if further.after is None or best.after is None:
+        return False
+    return further.after.last_loss < best.after.last_loss - room(best.after.first_loss, best.after.last_loss)
 
 
 def _advice(findings: Sequence[Finding], trials: Sequence[Trial], before: Condition) -> Iterator[Trial]:

@@ -41,6 +41,8 @@ _STEPS = (
 )
 
 
+WITH_A_RATE = "with another learning rate"
+
 APART = 100.0
 """Rates of two groups that differ by more are not meant so."""
 
@@ -119,6 +121,26 @@ def factor_to_target(case: Case) -> float:
     if not known.size:
         return 1e-2
     return TARGET / float(np.median(known))
+
+
+@remedy(WITH_A_RATE, rules=())
+def best_and_a_rate(case: Case) -> Change | None:
+    """The best remedy so far, and the rate with which the loss falls lowest then: weights and rate go together."""
+    best, optimizer = case.best, case.patient.optimizer
+    if best is None or best.change is None or optimizer is None or any("['lr']" in line for line in best.code):
+        return None
+    rates = {_number(group["lr"]) for group in optimizer.param_groups}
+    factor = ranged(case, 1.0, best.change) if len(rates) == 1 and min(rates) > 0 else None
+    if factor is None or factor == 1.0:
+        return None
+    rate, change = f"{rates.pop() * factor:.3g}", best.change
+
+    def do(patient: Patient) -> None:
+        change(patient)
+        to_all(float(rate))(patient)
+
+    code = (*best.code, "for group in optimizer.param_groups:", f"    group['lr'] = {rate}")
+    return Change(code, do, "loop" if best.changes == "loop" else "optimizer", f"{best.remedy}, {rate}")
 
 
 @remedy("one learning rate for all", rules=("uneven-learning", "update-too-large", "update-too-small", "no-gradient"),

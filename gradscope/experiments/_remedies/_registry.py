@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from gradscope.diagnosis import Finding
+from gradscope.diagnosis import Finding, Trial
 from gradscope.experiments._patient import Batches, Course, Patient, seeded, train
 
 Changes = Literal["model", "optimizer", "loop"]
@@ -42,6 +42,7 @@ class Case:
         course: how it trained, recorded.
         batches: of the training.
         seed: of all random numbers.
+        best: the trial so far that is to be refined; None where a remedy of its own is sought.
     """
 
     patient: Patient
@@ -49,6 +50,7 @@ class Case:
     course: Course
     batches: Batches
     seed: int
+    best: Trial | None = None
 
     @property
     def inputs(self) -> object:

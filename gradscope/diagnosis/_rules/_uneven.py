@@ -90,6 +90,8 @@ def _excused(evidence: Evidence, kept: list[int], level: Floats) -> np.ndarray:
         own = np.array([one == kind for one in kinds])
         if own.sum() >= 2 and not own.all():
             slowest, fastest = np.nanmin(level[own]), np.nanmax(level[own])
+            if not np.isfinite(slowest):
+                continue  # a layer that does not move at all is none of a kind
             alike = fastest - slowest < evidence.limits.uneven_decades / 2
             if fastest < typical - 1.0 or (alike and fastest < typical):
                 found |= own

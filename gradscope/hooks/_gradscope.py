@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from gradscope.diagnosis import Finding, Findings, Limits, Watch, diagnose
+from gradscope.hooks._alike_rows import AlikeRows
 from gradscope.hooks._arguments import Arguments, check, facts_of
 from gradscope.hooks._distributed import parallelism, parameters_at_rest, unwrapped
 from gradscope.hooks._dump import kept
@@ -203,6 +204,7 @@ class GradScope:
             self._outlet,
             parameters,
             OptimizerFacts(partial(_names, plain), self._outlet.set_fact),
+            AlikeRows(partial(_names, plain), self._outlet.set_fact),
             schedule=times,
             mode=mode,
             histograms=histograms,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gradscope.hooks._alike_rows import AlikeRows
 from gradscope.hooks._blocks import Pool
 from gradscope.hooks._lattice import Lattice
 from gradscope.hooks._moments import Arena
@@ -27,7 +28,7 @@ from gradscope.hooks._outlet import Outlet
 from gradscope.hooks._parameters import Parameters
 from gradscope.hooks._schedule import Schedule
 from gradscope.hooks._step import Forward, Step, joined, version
-from gradscope.hooks._tensors import is_replaying
+from gradscope.hooks._tensors import is_capturing, is_replaying
 
 SampleMode = Literal["exact", "sample"]
 
@@ -55,6 +56,7 @@ class Stepper:
         outlet: Outlet,
         parameters: Parameters,
         facts: OptimizerFacts,
+        alike: AlikeRows,
         *,
         schedule: Schedule,
         mode: SampleMode,
@@ -74,6 +76,7 @@ class Stepper:
         self._parameters = parameters
         self._outlet = outlet
         self._facts = facts
+        self._alike = alike
         self._schedule = schedule
         self._sample_moments = mode == "sample"
         self._sample_histograms = mode == "sample" or histograms == "sample"
@@ -317,6 +320,8 @@ class Stepper:
         """The facts of an optimizer that is about to step, and its learning rate."""
         recorded = step is not None and step.due
         self._facts.stepping(optimizer, recorded=recorded, within_backward=is_replaying())
+        if step is not None and recorded and step.slow and not is_capturing():  # it waits for the device
+            self._alike.look(step.number)
         found = learning_rate(optimizer) if recorded else None
         if step is not None and found is not None and found[0] > step.lr_entries:
             step.lr_entries, step.lr = found

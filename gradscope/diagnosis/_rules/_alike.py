@@ -22,7 +22,8 @@ from gradscope.recording import Site
     needs=("activation",),
 )
 def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
-    """All units of a layer compute the same: it is one unit, and stays one."""
+    """All units of a layer compute the same: it is one unit, and stays one; or all rows of a parameter began equal."""
+    yield from _alike_rows(evidence)
     sites = evidence.sites("activation")
     found, when = [], None
     if evidence.unit_at.size:
@@ -55,6 +56,39 @@ def symmetric_units(evidence: Evidence) -> Iterator[Finding]:
         limit=evidence.limits.symmetric_spread,
         limit_from="ten times what float32 rounds",
         causes=(f"first weights that {how}",),
+    )
+
+
+def _alike_rows(evidence: Evidence) -> Iterator[Finding]:
+    """Rows of a parameter (latents, slots, components) that began equal, are trained, and are equal still."""
+    fact = evidence.facts.get("alike_rows") or {}
+    if fact.get("looks", 0) < 2 or not evidence.training:
+        return
+    layers = {s.module for s in evidence.sites("activation") if s.role == "pre-activation"}
+    moved = np.nansum(evidence.values("update"), axis=0) > 0
+    sites = [
+        s
+        for s, moves in zip(evidence.sites("update"), moved.tolist(), strict=True)
+        if moves and s.name in fact["parameters"] and s.module not in layers  # a layer's are told of by its units
+    ]
+    if not sites:
+        return
+    rows = sites[0].shape[0]
+    yield Finding(
+        "symmetric-units",
+        "error",
+        f"The {rows} rows of {sites[0].name!r} began equal, and are alike still at step {fact['step']}, though each "
+        "step changes them: they get the same gradient, and are one row.",
+        f"begin with rows that differ: torch.nn.init.normal_(model.get_parameter({sites[0].name!r}), std=0.02)",
+        "Goodfellow et al. (2016), section 8.4",
+        direction="both",
+        sites=names(sites),
+        frontier=sites[0],
+        value=0.0,
+        unit="difference between rows",
+        limit=0.0,
+        limit_from=f"looked at {fact['looks']} times",
+        causes=("first values that are all equal",),
     )
 
 

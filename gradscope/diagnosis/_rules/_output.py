@@ -170,6 +170,8 @@ def _axis(nodes: Sequence[dict[str, Any]], kinds: Sequence[str]) -> tuple[str, s
             continue
         for j in _chain(nodes, kinds, i):
             over = nodes[j].get("classes")
+            if kinds[j] not in ("Softmax", "LogSoftmax", "Log", "Add", "Clamp") and kinds[j] not in _PASSED_THROUGH:
+                break  # a layer, and what is before it has an axis of its own
             if kinds[j] in ("Softmax", "LogSoftmax") and over is not None and over != nodes[i]["classes"]:
                 return (
                     f"The loss takes probabilities of {nodes[i]['classes']} classes, and the softmax before it goes "

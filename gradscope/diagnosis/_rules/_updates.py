@@ -69,7 +69,7 @@ def update_too_large(evidence: Evidence) -> Iterator[Finding]:
         f"At step {evidence.step(first)} one step changes {site.name!r} by {value:.2g} times its size{rate}. "
         f"In a model of {count(len(kept), 'layer')} a small step stays below {limit:.2g} of each, "
         f"{evidence.limits.update_total:.2g} in all. {said}",
-        f"lower the learning rate{target}, and begin with fresh weights: those that were thrown do not come back"
+        f"begin with fresh weights, as those that were thrown do not come back, and lower the learning rate{target}"
         if diverged
         else f"lower the learning rate{target}",
         "LeCun et al. (1998), section 4.7",

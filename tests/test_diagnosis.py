@@ -209,7 +209,7 @@ def test_default_weights_under_twenty_relus_are_one_finding_with_its_cause() -> 
         assert one.rule in ("vanishing-gradient", "vanishing-activation")
         # By theory each layer before a ReLU divides the rms by √6: 20·log10(√6) = 7.8 decades.
         assert any("torch's default weights" in cause and "7.8 decades" in cause for cause in one.causes)
-        assert one.remedy == "gradscope.init.initialize(model)"
+        assert one.remedy == "gradscope.init.initialize(model, inputs=batch)"
 
 
 @pytest.mark.parametrize("every", [1, 10, 100])

@@ -45,7 +45,9 @@ def test_a_sick_network_names_rule_place_decades_cause_and_remedy_in_one_line() 
     measured = f"{slope(recording, 'activation_grad')} decades/layer, {abs(worst.value):.1f} decades lost"
     begins = f"vanishing-gradient from {worst.frontier.name}: {measured}; cause: "
     assert str(found).startswith(begins)
-    assert re.search(r"; cause: .*default weights.*; remedy: gradscope\.init\.initialize\(model\)$", str(found))
+    assert re.search(
+        r"; cause: .*default weights.*; remedy: gradscope\.init\.initialize\(model, inputs=batch\)$", str(found)
+    )
     assert "\n" not in str(found)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from gradscope import prescribe
 from gradscope.diagnosis import Finding, Trials, rule_names
+from gradscope.experiments import apply
 from gradscope.experiments._patient import Patient, train
-from gradscope.experiments._remedies import REMEDIES, Case
+from gradscope.experiments._remedies import REMEDIES, WITH_A_RATE, Case
 from tests.faults import PROGRAMS
 from tests.faults._data import mixture, patterns
 from tests.faults._parts import initialize, optimizer_of
@@ -230,10 +231,31 @@ def test_open_forget_gates_let_an_lstm_remember_what_its_loss_after_120_steps_sh
 
 
 def test_every_remedy_has_a_model_that_it_cures() -> None:
-    assert {remedy for _, remedy in PAIRS} | {"open forget gates"} == set(REMEDIES)
+    assert {remedy for _, remedy in PAIRS} | {"open forget gates", WITH_A_RATE} == set(REMEDIES)
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_a_remedy_says_what_it_does_and_names_rules_that_there_are(remedy: str) -> None:
     assert REMEDIES[remedy].about.endswith((".", ":", ","))
     assert set(REMEDIES[remedy].rules) <= set(rule_names())
+
+
+def test_the_best_remedy_is_tried_once_more_with_the_rate_that_it_asks_for() -> None:
+    torch.manual_seed(0)
+    sick = nn.Sequential(*(m for _ in range(8) for m in (nn.Linear(64, 64), nn.Sigmoid())), nn.Linear(64, 10))
+    inputs, labels = torch.randn(128, 64), torch.arange(128) % 10
+    optimizer = torch.optim.Adam(sick.parameters())
+    trials = prescribe(sick, inputs, labels, nn.functional.cross_entropy, optimizer, most=4)
+    best = trials.best
+    assert best is not None
+    assert best.remedy.startswith("tanh for sigmoid, learning rate ")
+    alone = next(one for one in trials if one.remedy == "tanh for sigmoid")
+    assert alone.after is not None
+    assert best.after is not None
+    assert best.after.last_loss < alone.after.last_loss
+    assert best.code[: len(alone.code)] == alone.code
+    apply(best, sick, optimizer)
+    assert optimizer.param_groups[0]["lr"] == float(best.remedy.rpartition(" ")[2])
+    assert isinstance(sick[1], nn.Tanh)
+    only = prescribe(sick, inputs, labels, nn.functional.cross_entropy, optimizer, remedies=["tanh for sigmoid"])
+    assert not any("learning rate" in one.remedy for one in only)

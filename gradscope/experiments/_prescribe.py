@@ -151,8 +151,9 @@ def _tried(remedy: Remedy, case: Case, before: Condition) -> Trial | None:
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return Trial(remedy.name, case.finding.rule, (), False, "", before, None, False, said)
+    named = change.detail if remedy.name == WITH_A_RATE else f"{remedy.name}: {change.detail}"
     return Trial(
-        remedy.name if not change.detail else f"{remedy.name}: {change.detail}",
+        named if change.detail else remedy.name,
         case.finding.rule,
         change.code,
         True,

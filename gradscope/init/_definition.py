@@ -9,6 +9,9 @@ from torch import nn
 from gradscope.init._layer_fans import is_layer
 from gradscope.init._operations import activation_of_call, activation_of_module
 
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SO_MANY = 8
+
 _FEED_FORWARD = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -50,8 +53,9 @@ def followers_by_definition(model: nn.Module) -> dict[str, Follower]:
 def functions_suspected(model: nn.Module) -> int:
     """How many layers have no activation module behind them, in a model that must call its activations as functions.
 
-    0 where the model has more than one layer that an activation module follows, where its layers stand in
-    `Sequential`s, which call nothing else, and where it has attention, whose projections nothing follows.
+    0 where these are fewer than eight, which lose no more than a decade and a half by it; where the model has more than
+    one layer that an activation module follows; where its layers stand in `Sequential`s, which call nothing else; and
+    where it has attention, whose projections nothing follows.
     """
     modules = dict(model.named_modules())
     if any(isinstance(m, nn.MultiheadAttention) or "attention" in type(m).__name__.lower() for m in modules.values()):
@@ -59,9 +63,13 @@ def functions_suspected(model: nn.Module) -> int:
     found = list(followers_by_definition(model).items())
     if sum(follower.activation is not None for _, follower in found) > 1:
         return 0
-    plain = [name for name, follower in found if follower.activation is None]
-    free = [name for name in plain if not isinstance(modules.get(name.rpartition(".")[0]), nn.Sequential)]
-    return len(free) if len(free) > 2 else 0
+    plain = [name for name, follower in found[:-1] if follower.activation is None]
+    free = [
+        name
+        for name in plain
+        if isinstance(modules[name], _PLAIN) and not isinstance(modules.get(name.rpartition(".")[0]), nn.Sequential)
+    ]
+    return len(free) if len(free) >= _SO_MANY else 0
 
 
 def _feed_forward_activation(module: nn.Module) -> str | None:

@@ -140,7 +140,7 @@ def best_and_a_rate(case: Case) -> Change | None:
         to_all(float(rate))(patient)
 
     code = (*best.code, "for group in optimizer.param_groups:", f"    group['lr'] = {rate}")
-    return Change(code, do, "loop" if best.changes == "loop" else "optimizer", f"{best.remedy}, {rate}")
+    return Change(code, do, "loop" if best.changes == "loop" else "optimizer", f"{best.remedy}, learning rate {rate}")
 
 
 @remedy("one learning rate for all", rules=("uneven-learning", "update-too-large", "update-too-small", "no-gradient"),

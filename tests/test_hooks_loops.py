@@ -10,6 +10,7 @@ import threading
 import tracemalloc
 import warnings
 import weakref
+from itertools import pairwise
 from typing import Any
 
 import numpy as np

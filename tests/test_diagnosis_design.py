@@ -129,7 +129,7 @@ def words(step: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("std", "said"), [(1e-6, True), (0.02, False)])
 def test_a_table_that_begins_at_next_to_nothing_is_told(std: float, said: bool) -> None:
-    recording = trained(Normalized(std), words, F.cross_entropy, steps=30, lr=0.3)
+    recording = trained(Normalized(std), words, F.cross_entropy, steps=30, lr=0.03)
     assert bool(found(recording, "init-mismatch")) == said
 
 
